@@ -1,0 +1,631 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+)
+
+const (
+	finalizerBackupBucket = "extensions.gardener.cloud/backupbucket"
+
+	// legalHoldRetry is how soon a purge is tried again when the store gives no date
+	// for what it retains.
+	legalHoldRetry = time.Hour
+
+	// referencedRetry is how soon the deletion of a bucket that a BackupEntry still
+	// refers to is tried again.
+	referencedRetry = 15 * time.Second
+
+	// maxConvergeSteps bounds the changes of a policy in one pass: at most two are ever
+	// needed, so a store that does not do what it says is found out.
+	maxConvergeSteps = 3
+)
+
+// Condition types of a BackupBucket.
+const (
+	conditionImmutable = "BucketImmutable"
+	conditionHardened  = "BucketHardened"
+)
+
+// reconciler is what both resources need for a pass.
+type reconciler struct {
+	resource  *resourceClient
+	secrets   *secrets
+	objects   cache.Indexer
+	admission *admission
+	stores    stores
+	recorder  events.EventRecorder
+	metrics   *metrics
+}
+
+// needsWork says that a pass has to reconcile, from what the object itself shows.
+func (r *reconciler) needsWork(o *object, wanted bool) bool {
+	return wanted || isOperation(o.operation()) || !o.succeeded() ||
+		r.admission.ignoreOperationAnnotation && o.Generation != o.ObservedGeneration
+}
+
+func (r *reconciler) openStore(o *object, bucket string, secret *corev1.Secret) (Store, error) {
+	store, err := r.stores.open(r.admission.stores[o.Type], bucketRef{Name: bucket, Region: o.Region}, secret.Data)
+	if err != nil {
+		return nil, fmt.Errorf("secret %s/%s: %w", secret.Namespace, secret.Name, err)
+	}
+	return store, nil
+}
+
+// maxEventNote is events.k8s.io's limit for a note, in bytes.
+const maxEventNote = 1024
+
+func (r *reconciler) event(obj runtime.Object, eventType, reason, action, format string, args ...any) {
+	note := fmt.Sprintf(format, args...)
+	if len(note) > maxEventNote {
+		note = strings.ToValidUTF8(note[:maxEventNote-3], "") + "..."
+	}
+	r.recorder.Eventf(obj, nil, eventType, reason, action, "%s", note)
+}
+
+func (r *reconciler) warn(obj runtime.Object, reason, action, format string, args ...any) {
+	r.event(obj, corev1.EventTypeWarning, reason, action, format, args...)
+}
+
+func (r *reconciler) normal(obj runtime.Object, reason, action, format string, args ...any) {
+	r.event(obj, corev1.EventTypeNormal, reason, action, format, args...)
+}
+
+// purged records what a purge did and decides how the deletion of obj goes on: the wait
+// is 0 without an error if nothing is left.
+func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string, result PurgeResult, err error) (time.Duration, error) {
+	o := obj.common()
+	r.metrics.purgedObjects.WithLabelValues(bucket).Add(float64(result.Deleted))
+	r.metrics.purgedBytes.WithLabelValues(bucket).Add(float64(result.DeletedBytes))
+	if result.Deleted > 0 {
+		klog.FromContext(ctx).Info("Deleted objects", "bucket", bucket, "objects", result.Deleted, "bytes", result.DeletedBytes)
+		r.normal(obj, "ObjectsDeleted", "Delete", "Deleted %d object versions (%s) from bucket %s", result.Deleted, formatBytes(result.DeletedBytes), bucket)
+	}
+	if err != nil {
+		if ctx.Err() != nil && result.Deleted > 0 {
+			// Out of time, not out of luck: the next pass goes on where this one stopped.
+			description := fmt.Sprintf("Deleted %d object versions so far", result.Deleted)
+			return time.Second, r.resource.waiting(ctx, o, operationTypeDelete, description)
+		}
+		return 0, r.resource.failure(ctx, o, operationTypeDelete, err, nil)
+	}
+	if result.Retained == 0 {
+		return 0, nil
+	}
+	now := time.Now()
+	next, until := now.Add(legalHoldRetry), "a legal hold is removed"
+	if !result.RetainedUntil.IsZero() {
+		until = result.RetainedUntil.UTC().Format(time.RFC3339)
+		// The store's clock decides; a second covers its rounding, a minute a lag of ours.
+		next = result.RetainedUntil.Add(time.Second)
+		if !next.After(now) {
+			next = now.Add(time.Minute)
+		}
+	}
+	description := fmt.Sprintf("%d objects (%s) in bucket %s retained until %s", result.Retained, formatBytes(result.RetainedBytes), bucket, until)
+	if err := r.resource.waiting(ctx, o, operationTypeDelete, description); err != nil {
+		return 0, err
+	}
+	if e, ok := obj.(*backupEntry); ok {
+		r.metrics.entryRetained.WithLabelValues(bucket, e.Name).Set(float64(result.Retained))
+	} else {
+		r.metrics.bucketRetained.WithLabelValues(bucket).Set(float64(result.Retained))
+	}
+	r.resource.controller.waitUntil(cache.MetaObjectToName(o), next)
+	return next.Sub(now), nil
+}
+
+func formatBytes(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, i := float64(n)/1024, 0
+	for value >= 1024 && i < len(units)-1 {
+		value /= 1024
+		i++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, units[i])
+}
+
+// bucketReconciler owns the BackupBuckets.
+type bucketReconciler struct {
+	reconciler
+	verifyInterval time.Duration
+	// entries are the informer's BackupEntries; entriesClient reads them live.
+	entries       cache.Indexer
+	entriesClient *resourceClient
+}
+
+// reconcile makes one pass over a BackupBucket: a full one if the object asks for it,
+// else a verification against the cloud.
+func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
+	obj, exists, err := r.objects.GetByKey(key.String())
+	if err != nil || !exists {
+		return 0, err
+	}
+	b, ok := obj.(*backupBucket)
+	if !ok || !r.admission.responsible(&b.object) {
+		return 0, nil
+	}
+	if b.operation() == operationWaitForState {
+		return r.verifyInterval, nil
+	}
+	if r.resource.controller.stale(&b.object) {
+		return staleRetry, nil
+	}
+	if b.DeletionTimestamp != nil {
+		return r.delete(ctx, b)
+	}
+	r.metrics.initBucket(b)
+	if !r.needsWork(&b.object, wanted) {
+		return r.verify(ctx, b)
+	}
+	return r.ensure(ctx, b)
+}
+
+// bucketOperationType is the type of an operation on a BackupBucket, which knows no
+// migration: the annotations migrate and restore count as reconcile.
+func bucketOperationType(b *backupBucket) operationType {
+	o := b.object
+	o.ObjectMeta.Annotations = nil
+	return computeOperationType(&o)
+}
+
+// wish is what a pass wants the bucket's policy to be.
+type wish struct {
+	desired, recorded Policy
+	// err says why the spec cannot be carried out. The recorded policy is then still
+	// defended: a broken spec must not open the door.
+	err error
+}
+
+func bucketWish(b *backupBucket) wish {
+	w := wish{recorded: recordedPolicy(b)}
+	w.desired, w.err = parsePolicy(b.Type, b.ProviderConfig)
+	switch {
+	case b.decodeErr != nil:
+		w.err = configErrorf("the BackupBucket cannot be read: %v", b.decodeErr)
+	case b.Region == "":
+		w.err = configErrorf("spec.region is empty")
+	}
+	if w.err != nil {
+		w.desired = w.recorded
+	}
+	return w
+}
+
+// ensure carries out the spec and writes the status.
+func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	opType := bucketOperationType(b)
+	if err := r.resource.claim(ctx, &b.object, true); err != nil {
+		return 0, err
+	}
+	w := bucketWish(b)
+	if w.err != nil && w.recorded.None() {
+		return r.verifyInterval, r.resource.failure(ctx, &b.object, opType, w.err, nil)
+	}
+	if w.err == nil {
+		setPolicyGauges(r.metrics.bucketDesiredLocked, r.metrics.bucketDesiredRetention, b.Name, w.desired)
+	}
+	p := &bucketPass{bucketReconciler: r, b: b, wish: w, full: true,
+		start: func() error {
+			return r.resource.processing(ctx, &b.object, opType, "Reconciling the bucket")
+		}}
+	err := p.run(ctx)
+	refused := new(Refusal)
+	if errors.As(err, &refused) && r.refusalIsNew(b, err, opType) {
+		r.metrics.refusals.WithLabelValues(b.Name, refused.Reason).Inc()
+		klog.FromContext(ctx).Info("Refused to weaken the bucket", "reason", refused.Reason, "message", refused.Message)
+		r.warn(b, "WeakeningRefused", "Reconcile", "%s", refused.Message)
+	}
+	extra := p.statusFields()
+	if err != nil {
+		err := r.resource.failure(ctx, &b.object, opType, err, extra)
+		if w.err != nil || errors.As(err, &refused) {
+			return r.verifyInterval, err
+		}
+		return 0, err
+	}
+	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
+		return 0, err
+	}
+	return r.verifyInterval, nil
+}
+
+// refusalIsNew says that this is not just the same refused spec looked at again.
+func (r *bucketReconciler) refusalIsNew(b *backupBucket, err error, opType operationType) bool {
+	last := b.LastOperation
+	return last == nil || last.State != stateError || b.ObservedGeneration != b.Generation ||
+		last.Description != failureDescription(r.resource.kind, b.Name, opType, err)
+}
+
+// verify asks the cloud, repairs drift and writes nothing if all is well. It never
+// carries out a spec that no reconcile has seen.
+func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	w := bucketWish(b)
+	if b.Generation != b.ObservedGeneration {
+		w.desired, w.err = w.recorded, nil
+	} else if w.err == nil {
+		setPolicyGauges(r.metrics.bucketDesiredLocked, r.metrics.bucketDesiredRetention, b.Name, w.desired)
+	}
+	p := &bucketPass{bucketReconciler: r, b: b, wish: w, start: func() error { return nil }}
+	if err := p.run(ctx); err != nil {
+		if isTransient(err) {
+			return 0, err
+		}
+		return 0, r.resource.failure(ctx, &b.object, operationTypeReconcile, err, p.statusFields())
+	}
+	return r.verifyInterval, nil
+}
+
+// bucketPass is one pass over one bucket; it lives no longer than that.
+type bucketPass struct {
+	*bucketReconciler
+	b    *backupBucket
+	wish wish
+	// full passes harden the bucket too.
+	full bool
+	// start is called before the first change in the cloud.
+	start func() error
+
+	observed bool
+	live     BucketState
+	gaps     []string
+	hardened bool
+	recorded Policy
+}
+
+// run compares the bucket with the wish and changes it until they agree. What it
+// returns as error after the policy is as wished may be the wish's own error.
+func (p *bucketPass) run(ctx context.Context) error {
+	p.recorded = p.wish.recorded
+	secret, err := p.secrets.get(ctx, p.b.SecretRef)
+	if err != nil {
+		return err
+	}
+	if !p.secrets.held(secret) {
+		if err := p.start(); err != nil {
+			return err
+		}
+		if err := p.secrets.hold(ctx, secret); err != nil {
+			return err
+		}
+	}
+	store, err := p.openStore(&p.b.object, p.b.Name, secret)
+	if err != nil {
+		return err
+	}
+	if err := p.observe(ctx, store); err != nil {
+		return err
+	}
+	existed := p.live.Exists
+	plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
+	p.reportDrift(ctx, plan, existed)
+	if !existed {
+		if err := p.create(ctx, store, len(plan.Steps) > 0); err != nil {
+			return err
+		}
+	}
+	if p.full || !existed {
+		if p.gaps, err = store.Harden(ctx); err != nil {
+			return err
+		}
+		p.hardened = true
+	}
+	if !existed {
+		if err := p.observe(ctx, store); err != nil {
+			return err
+		}
+	}
+	if err := p.converge(ctx, store); err != nil {
+		return err
+	}
+	if plan.Refusal != nil {
+		return plan.Refusal
+	}
+	return p.wish.err
+}
+
+func (p *bucketPass) observe(ctx context.Context, store Store) error {
+	state, err := store.Observe(ctx)
+	if err != nil {
+		return err
+	}
+	p.live, p.observed = state, true
+	setPolicyGauges(p.metrics.bucketLocked, p.metrics.bucketRetention, p.b.Name, state.Policy)
+	p.metrics.bucketLastVerified.WithLabelValues(p.b.Name).SetToCurrentTime()
+	return nil
+}
+
+// reportDrift tells that somebody changed the cloud behind our back.
+func (p *bucketPass) reportDrift(ctx context.Context, plan Plan, existed bool) {
+	had := p.wish.recorded
+	if !p.full && had.None() {
+		had = p.wish.desired
+	}
+	lost := !existed && p.b.succeeded()
+	if !plan.Drift && !lost && (p.full || len(plan.Steps) == 0) {
+		return
+	}
+	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
+	if lost {
+		klog.FromContext(ctx).Info("The bucket is gone, it is created anew", "expected", had.String())
+		p.warn(p.b, "BucketLost", "Verify", "The bucket is gone from the store with all backups in it; it is created anew")
+		return
+	}
+	klog.FromContext(ctx).Info("The bucket's policy was changed behind our back, it is restored", "expected", had.String(), "live", p.live.Policy.String())
+	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store says %s; it is restored", had, p.live.Policy)
+}
+
+func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) error {
+	if err := p.start(); err != nil {
+		return err
+	}
+	if err := store.Create(ctx, immutable); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Created the bucket", "region", p.b.Region, "immutable", immutable)
+	p.normal(p.b, "BucketCreated", "Create", "Created bucket %s in region %s", p.b.Name, p.b.Region)
+	return nil
+}
+
+// converge changes the policy one step at a time. After each step the cloud is asked
+// again, so a policy is locked only after it was read back, and on its current state.
+func (p *bucketPass) converge(ctx context.Context, store Store) error {
+	for range maxConvergeSteps {
+		plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
+		if len(plan.Steps) == 0 {
+			p.record(plan)
+			return nil
+		}
+		if err := p.start(); err != nil {
+			return err
+		}
+		step := plan.Steps[0]
+		if err := p.apply(ctx, store, step); err != nil {
+			return err
+		}
+		if plan.Refusal == nil {
+			p.recorded = step.Policy
+		}
+		if err := p.observe(ctx, store); err != nil {
+			return err
+		}
+	}
+	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.wish.desired)
+}
+
+func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
+	logger := klog.FromContext(ctx)
+	if !step.Lock {
+		if err := store.SetPolicy(ctx, step.Policy); err != nil {
+			return err
+		}
+		logger.Info("Set the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
+		p.normal(p.b, "PolicySet", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
+		return nil
+	}
+	if err := store.LockPolicy(ctx, step.Policy); err != nil {
+		return err
+	}
+	p.metrics.bucketLocks.WithLabelValues(p.b.Name).Inc()
+	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
+	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
+	return nil
+}
+
+// record keeps what is ours once the policy has converged.
+func (p *bucketPass) record(plan Plan) {
+	switch {
+	case plan.Refusal != nil:
+	case p.wish.desired == p.live.Policy:
+		p.recorded = p.live.Policy
+	default:
+		// Nothing is desired and what is there is not ours.
+		p.recorded = Policy{}
+	}
+}
+
+// statusFields are the status fields that follow from what was seen.
+func (p *bucketPass) statusFields() map[string]any {
+	fields := map[string]any{}
+	if p.recorded != p.wish.recorded {
+		fields["providerStatus"] = providerStatus(p.b.Type, p.recorded)
+	}
+	if !p.observed {
+		return fields
+	}
+	wanted := []condition{p.immutableCondition()}
+	if p.hardened {
+		wanted = append(wanted, hardenedCondition(p.gaps))
+	}
+	if conditions, changed := mergeConditions(p.b.Conditions, time.Now(), wanted...); changed {
+		fields["conditions"] = conditions
+	}
+	return fields
+}
+
+func (p *bucketPass) immutableCondition() condition {
+	c := condition{Type: conditionImmutable, Status: "True", Reason: "Locked"}
+	switch {
+	case !p.live.Exists:
+		c.Status, c.Reason, c.Message = "False", "NoBucket", "The bucket does not exist."
+		return c
+	case p.live.Policy.None():
+		c.Status, c.Reason = "False", "NoPolicy"
+	case !p.live.Policy.Locked:
+		c.Reason = "Unlocked"
+	}
+	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
+	if !p.live.Policy.None() && p.wish.desired.None() {
+		c.Message += " It was not set by bucketwarden and is left alone."
+	}
+	return c
+}
+
+func hardenedCondition(gaps []string) condition {
+	if len(gaps) == 0 {
+		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access block and TLS-only access are in place."}
+	}
+	return condition{Type: conditionHardened, Status: "False", Reason: "Gaps", Message: strings.Join(gaps, " ")}
+}
+
+// bucketStatus is status.providerStatus. gardenlet copies it into every BackupEntry and
+// reconciles them all when it changes, so it holds only facts that rarely do.
+type bucketStatus struct {
+	APIVersion   string              `json:"apiVersion"`
+	Kind         string              `json:"kind"`
+	Immutability *immutabilityConfig `json:"immutability,omitempty"`
+}
+
+// providerStatus records the policy that we set; null if there is none.
+func providerStatus(providerType string, p Policy) any {
+	if p.None() {
+		return nil
+	}
+	mode := modeGovernance
+	if p.Locked {
+		mode = modeCompliance
+	}
+	return bucketStatus{
+		APIVersion: providerType + providerGroupSuffix + "/v1alpha1",
+		Kind:       "BackupBucketStatus",
+		Immutability: &immutabilityConfig{
+			RetentionType: "bucket", RetentionPeriod: p.Hours(), Locked: &p.Locked, Mode: mode},
+	}
+}
+
+// recordedPolicy reads back what providerStatus recorded. Whatever another controller
+// left there is no record of ours.
+func recordedPolicy(b *backupBucket) Policy {
+	var status bucketStatus
+	if json.Unmarshal(b.ProviderStatus, &status) != nil || status.Kind != "BackupBucketStatus" || status.Immutability == nil {
+		return Policy{}
+	}
+	policy, err := status.Immutability.policy()
+	if err != nil {
+		return Policy{}
+	}
+	return policy
+}
+
+// delete deletes the bucket with everything that is in it, once no BackupEntry refers
+// to it and nothing in it is retained.
+func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (time.Duration, error) {
+	if !cached.hasFinalizer(finalizerBackupBucket) {
+		return 0, nil
+	}
+	key := cache.MetaObjectToName(cached)
+	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 {
+		return wait, nil
+	}
+	u, err := r.resource.live(ctx, &cached.object)
+	if err != nil || u == nil {
+		return 0, err
+	}
+	b := decodeBucket(u)
+	if b.DeletionTimestamp == nil || b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) {
+		// The cache lags; what the object is now comes as an event of its own.
+		return 0, nil
+	}
+	if b.operation() != "" {
+		if err := r.resource.claim(ctx, &b.object, true); err != nil {
+			return 0, err
+		}
+	}
+	user, err := r.referringEntry(ctx, b)
+	if err != nil {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	}
+	if user != "" {
+		r.resource.controller.waitUntil(key, time.Now().Add(referencedRetry))
+		return referencedRetry, r.resource.waiting(ctx, &b.object, operationTypeDelete,
+			fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user))
+	}
+	if err := r.resource.processing(ctx, &b.object, operationTypeDelete, "Deleting the bucket"); err != nil {
+		return 0, err
+	}
+	if wait, err := r.deleteBucket(ctx, b); wait > 0 || err != nil {
+		return wait, err
+	}
+	r.metrics.bucketsDeleted.Inc()
+	klog.FromContext(ctx).Info("Deleted the bucket")
+	r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
+	if err := r.resource.success(ctx, &b.object, operationTypeDelete, "The bucket is deleted", nil); err != nil {
+		return 0, err
+	}
+	if err := r.secrets.release(ctx, b.SecretRef); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	}
+	return 0, r.resource.release(ctx, &b.object)
+}
+
+func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	}
+	secret, err := r.secrets.get(ctx, b.SecretRef)
+	if err != nil {
+		return fail(err)
+	}
+	store, err := r.openStore(&b.object, b.Name, secret)
+	if err != nil {
+		return fail(err)
+	}
+	// A bucket of somebody else is never touched.
+	if _, err := store.Observe(ctx); err != nil {
+		return fail(err)
+	}
+	err = store.Delete(ctx)
+	if !errors.Is(err, errBucketNotEmpty) {
+		if err != nil {
+			return fail(err)
+		}
+		return 0, nil
+	}
+	result, err := store.Purge(ctx, "")
+	if wait, err := r.purged(ctx, b, b.Name, result, err); wait > 0 || err != nil {
+		return wait, err
+	}
+	if err := store.Delete(ctx); err != nil {
+		return fail(err)
+	}
+	return 0, nil
+}
+
+// referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;
+// no is only believed after a live read.
+func (r *bucketReconciler) referringEntry(ctx context.Context, b *backupBucket) (string, error) {
+	for _, obj := range r.entries.List() {
+		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
+			return e.Name, nil
+		}
+	}
+	options := metav1.ListOptions{Limit: 500}
+	for {
+		page, err := r.entriesClient.client.List(ctx, options)
+		if err != nil {
+			return "", fmt.Errorf("listing BackupEntries: %w", err)
+		}
+		if i := slices.IndexFunc(page.Items, func(u unstructured.Unstructured) bool { return decodeEntry(&u).BucketName == b.Name }); i >= 0 {
+			return page.Items[i].GetName(), nil
+		}
+		if options.Continue = page.GetContinue(); options.Continue == "" {
+			return "", nil
+		}
+	}
+}

@@ -1,0 +1,456 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"time"
+	"unique"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
+	"k8s.io/client-go/tools/cache"
+)
+
+const (
+	resourceBackupBuckets = "backupbuckets"
+	resourceBackupEntries = "backupentries"
+	kindBackupBucket      = "BackupBucket"
+	kindBackupEntry       = "BackupEntry"
+
+	// defaultClass is the extension class of an object without one
+	// (gardener/gardener pkg/api/extensions/v1alpha1/helper/extension.go).
+	defaultClass = "shoot"
+
+	// Annotations and operations of gardener/gardener
+	// pkg/apis/core/v1beta1/constants/types_constants.go.
+	annotationOperation   = "gardener.cloud/operation"
+	annotationTimestamp   = "gardener.cloud/timestamp"
+	annotationShootUID    = "shoot.gardener.cloud/uid"
+	operationReconcile    = "reconcile"
+	operationMigrate      = "migrate"
+	operationRestore      = "restore"
+	operationWaitForState = "wait-for-state"
+)
+
+var (
+	extensionsGV = schema.GroupVersion{Group: "extensions.gardener.cloud", Version: "v1alpha1"}
+	bucketsGVR   = extensionsGV.WithResource(resourceBackupBuckets)
+	entriesGVR   = extensionsGV.WithResource(resourceBackupEntries)
+	secretsGVR   = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
+	namespaceGVR = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+)
+
+// object is what this daemon reads of a BackupBucket or a BackupEntry. The informers
+// keep only this: a tenth of the memory of the unstructured object. It is shared and
+// never changed.
+type object struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta
+
+	Type      string
+	Class     string
+	Region    string
+	SecretRef types.NamespacedName
+
+	LastOperation      *lastOperation
+	LastError          *lastError
+	ObservedGeneration int64
+
+	// statusHash stands for the whole status, the parts not read here included.
+	statusHash uint64
+	// decodeErr says what in the object has a shape that its CRD should forbid.
+	decodeErr error
+}
+
+// backupBucket is a BackupBucket of extensions.gardener.cloud/v1alpha1.
+type backupBucket struct {
+	object
+	ProviderConfig []byte
+	ProviderStatus []byte
+	Conditions     []condition
+}
+
+// backupEntry is a BackupEntry of extensions.gardener.cloud/v1alpha1.
+type backupEntry struct {
+	object
+	BucketName string
+}
+
+// DeepCopyObject implements runtime.Object for events and client-go's cache mutation
+// detector. What pointers and slices hold is never changed, so it is shared.
+func (b *backupBucket) DeepCopyObject() runtime.Object {
+	c := *b
+	c.ObjectMeta = *b.ObjectMeta.DeepCopy()
+	return &c
+}
+
+// DeepCopyObject implements runtime.Object, as that of backupBucket.
+func (e *backupEntry) DeepCopyObject() runtime.Object {
+	c := *e
+	c.ObjectMeta = *e.ObjectMeta.DeepCopy()
+	return &c
+}
+
+func (o *object) common() *object { return o }
+
+// commonObject is a backupBucket or a backupEntry.
+type commonObject interface {
+	runtime.Object
+	common() *object
+}
+
+func (o *object) operation() string { return o.Annotations[annotationOperation] }
+
+func (o *object) hasFinalizer(finalizer string) bool {
+	return slices.Contains(o.Finalizers, finalizer)
+}
+
+func (o *object) succeeded() bool {
+	return o.LastOperation != nil && o.LastOperation.State == stateSucceeded
+}
+
+// decoder reads fields of an unstructured object and keeps the first surprise.
+type decoder struct {
+	content map[string]any
+	err     error
+}
+
+func (d *decoder) note(err error) {
+	if d.err == nil && err != nil {
+		d.err = err
+	}
+}
+
+func (d *decoder) str(path ...string) string {
+	s, _, err := unstructured.NestedString(d.content, path...)
+	d.note(err)
+	return s
+}
+
+// shared is for values that many objects have in common.
+func (d *decoder) shared(path ...string) string {
+	return unique.Make(d.str(path...)).Value()
+}
+
+func (d *decoder) int64(path ...string) int64 {
+	n, _, err := unstructured.NestedInt64(d.content, path...)
+	d.note(err)
+	return n
+}
+
+func (d *decoder) time(path ...string) time.Time {
+	s := d.str(path...)
+	if s == "" {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	d.note(err)
+	return t
+}
+
+// raw is the JSON of a field, nil if it is absent. Map keys come out sorted.
+func (d *decoder) raw(path ...string) []byte {
+	v, found, err := unstructured.NestedFieldNoCopy(d.content, path...)
+	d.note(err)
+	if !found || v == nil {
+		return nil
+	}
+	data, err := json.Marshal(v)
+	d.note(err)
+	return data
+}
+
+func (d *decoder) has(path ...string) bool {
+	v, found, err := unstructured.NestedFieldNoCopy(d.content, path...)
+	d.note(err)
+	return found && v != nil
+}
+
+var hashSeed = maphash.MakeSeed()
+
+// readAnnotations are the only annotations kept in memory.
+var readAnnotations = []string{annotationOperation, annotationTimestamp}
+
+func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) {
+	d := &decoder{content: u.Object}
+	o := object{
+		TypeMeta: metav1.TypeMeta{APIVersion: extensionsGV.String(), Kind: kind},
+		ObjectMeta: metav1.ObjectMeta{
+			Name:              u.GetName(),
+			UID:               u.GetUID(),
+			ResourceVersion:   u.GetResourceVersion(),
+			Generation:        u.GetGeneration(),
+			DeletionTimestamp: u.GetDeletionTimestamp(),
+		},
+		Type:      d.shared("spec", "type"),
+		Class:     d.shared("spec", "class"),
+		Region:    d.shared("spec", "region"),
+		SecretRef: types.NamespacedName{Namespace: d.shared("spec", "secretRef", "namespace"), Name: d.str("spec", "secretRef", "name")},
+	}
+	if o.Class == "" {
+		o.Class = defaultClass
+	}
+	for _, f := range u.GetFinalizers() {
+		o.Finalizers = append(o.Finalizers, unique.Make(f).Value())
+	}
+	for _, key := range readAnnotations {
+		if value, ok := u.GetAnnotations()[key]; ok {
+			if o.Annotations == nil {
+				o.Annotations = map[string]string{}
+			}
+			o.Annotations[key] = value
+		}
+	}
+	o.ObservedGeneration = d.int64("status", "observedGeneration")
+	if d.has("status", "lastOperation") {
+		o.LastOperation = &lastOperation{
+			Description:    d.shared("status", "lastOperation", "description"),
+			LastUpdateTime: d.time("status", "lastOperation", "lastUpdateTime"),
+			State:          operationState(d.shared("status", "lastOperation", "state")),
+			Type:           operationType(d.shared("status", "lastOperation", "type")),
+		}
+	}
+	if d.has("status", "lastError") {
+		o.LastError = &lastError{Description: d.str("status", "lastError", "description")}
+	}
+	o.statusHash = maphash.Bytes(hashSeed, d.raw("status"))
+	return o, d
+}
+
+func decodeBucket(u *unstructured.Unstructured) *backupBucket {
+	o, d := decodeObject(u, kindBackupBucket)
+	b := &backupBucket{object: o, ProviderConfig: d.raw("spec", "providerConfig"), ProviderStatus: d.raw("status", "providerStatus")}
+	if raw := d.raw("status", "conditions"); raw != nil {
+		d.note(json.Unmarshal(raw, &b.Conditions))
+	}
+	b.decodeErr = d.err
+	return b
+}
+
+func decodeEntry(u *unstructured.Unstructured) *backupEntry {
+	o, d := decodeObject(u, kindBackupEntry)
+	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName")}
+	e.decodeErr = d.err
+	return e
+}
+
+// transformWith keeps only what we read. client-go may pass an object twice.
+func transformWith[T any](decode func(*unstructured.Unstructured) T) cache.TransformFunc {
+	return func(obj any) (any, error) {
+		switch o := obj.(type) {
+		case *unstructured.Unstructured:
+			return decode(o), nil
+		case T:
+			return o, nil
+		default:
+			return nil, fmt.Errorf("unexpected object of type %T", obj)
+		}
+	}
+}
+
+// Indexes of the informers.
+const (
+	indexSecret    = "secret"
+	indexNamespace = "namespace"
+)
+
+func indexBySecret(obj any) ([]string, error) {
+	o, ok := obj.(commonObject)
+	if !ok {
+		return nil, fmt.Errorf("unexpected object of type %T", obj)
+	}
+	return []string{o.common().SecretRef.String()}, nil
+}
+
+func indexByNamespace(obj any) ([]string, error) {
+	o, ok := obj.(commonObject)
+	if !ok {
+		return nil, fmt.Errorf("unexpected object of type %T", obj)
+	}
+	namespace, _ := splitEntryName(o.common().Name)
+	return []string{namespace}, nil
+}
+
+func newBucketInformer(client dynamic.Interface) (cache.SharedIndexInformer, error) {
+	informer := dynamicinformer.NewFilteredDynamicInformer(client, bucketsGVR, metav1.NamespaceAll, 0,
+		cache.Indexers{indexSecret: indexBySecret}, nil).Informer()
+	return informer, informer.SetTransform(transformWith(decodeBucket))
+}
+
+func newEntryInformer(client dynamic.Interface) (cache.SharedIndexInformer, error) {
+	informer := dynamicinformer.NewFilteredDynamicInformer(client, entriesGVR, metav1.NamespaceAll, 0,
+		cache.Indexers{indexSecret: indexBySecret, indexNamespace: indexByNamespace}, nil).Informer()
+	return informer, informer.SetTransform(transformWith(decodeEntry))
+}
+
+// newMetadataInformer watches a core resource without its contents.
+func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResource) (cache.SharedIndexInformer, error) {
+	informer := metadatainformer.NewFilteredMetadataInformer(client, gvr, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+	return informer, informer.SetTransform(func(obj any) (any, error) {
+		m, ok := obj.(*metav1.PartialObjectMetadata)
+		if !ok {
+			return nil, fmt.Errorf("unexpected object of type %T", obj)
+		}
+		kept := &metav1.PartialObjectMetadata{TypeMeta: m.TypeMeta, ObjectMeta: metav1.ObjectMeta{
+			Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion}}
+		if uid, ok := m.Annotations[annotationShootUID]; ok {
+			kept.Annotations = map[string]string{annotationShootUID: uid}
+		}
+		return kept, nil
+	})
+}
+
+// admission decides which objects are ours and which of their events count.
+type admission struct {
+	// stores maps spec.type to the store that serves it (--type).
+	stores map[string]storeKind
+	// classes are the extension classes served (--class).
+	classes []string
+	// ignoreOperationAnnotation is the flag of the same name.
+	ignoreOperationAnnotation bool
+}
+
+func (a *admission) responsible(o *object) bool {
+	_, ok := a.stores[o.Type]
+	return ok && slices.Contains(a.classes, o.Class)
+}
+
+// onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go.
+func (a *admission) onAdd(o *object) bool {
+	return a.ignoreOperationAnnotation || isOperation(o.operation()) || o.DeletionTimestamp != nil || !o.succeeded()
+}
+
+func (a *admission) onUpdate(old, new *object) bool {
+	if a.ignoreOperationAnnotation {
+		return old.Generation != new.Generation
+	}
+	return isOperation(new.operation()) || new.DeletionTimestamp != nil && old.statusHash == new.statusHash
+}
+
+func isOperation(value string) bool {
+	return value == operationReconcile || value == operationMigrate || value == operationRestore
+}
+
+// watchObjects feeds the admitted events of an informer into the controller. Objects
+// that are not admitted when they are first seen are given to seen, if that is set.
+func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
+	admit := func(o *object) {
+		key := cache.MetaObjectToName(o)
+		if a.ignoreOperationAnnotation {
+			c.want(key)
+		}
+		c.enqueue(key)
+	}
+	return informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			co, ok := obj.(commonObject)
+			if !ok || !a.responsible(co.common()) {
+				return
+			}
+			if o := co.common(); a.onAdd(o) {
+				admit(o)
+			} else if seen != nil {
+				seen(cache.MetaObjectToName(o))
+			}
+		},
+		UpdateFunc: func(oldObj, newObj any) {
+			old, ok1 := oldObj.(commonObject)
+			new, ok2 := newObj.(commonObject)
+			if !ok1 || !ok2 {
+				return
+			}
+			c.caughtUp(new.common())
+			switch {
+			case a.responsible(new.common()):
+				if a.onUpdate(old.common(), new.common()) {
+					admit(new.common())
+				}
+			case a.responsible(old.common()):
+				c.gone(cache.MetaObjectToName(new.common()))
+			}
+		},
+		DeleteFunc: func(obj any) {
+			if name, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+				c.gone(name)
+			}
+		},
+	})
+}
+
+// watchSecrets enqueues the objects that refer to a secret on each of its events
+// (gardener/gardener extensions/pkg/controller/backupbucket/mapper.go).
+func watchSecrets(secrets, objects cache.SharedIndexInformer, a *admission, c *controller) error {
+	_, err := secrets.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
+		enqueueIndexed(objects, indexSecret, types.NamespacedName{Namespace: m.Namespace, Name: m.Name}.String(), a, c, nil)
+	}))
+	return err
+}
+
+// watchNamespaces enqueues the BackupEntries whose cluster lives in a namespace, on
+// each of its events (gardener/gardener extensions/pkg/controller/backupentry/mapper.go).
+func watchNamespaces(namespaces, entries cache.SharedIndexInformer, a *admission, c *controller) error {
+	_, err := namespaces.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
+		enqueueIndexed(entries, indexNamespace, m.Name, a, c, func(o *object) bool {
+			_, uid := splitEntryName(o.Name)
+			return uid == m.Annotations[annotationShootUID]
+		})
+	}))
+	return err
+}
+
+func onAnyEvent(handle func(*metav1.PartialObjectMetadata)) cache.ResourceEventHandler {
+	handleAny := func(obj any) {
+		if deleted, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = deleted.Obj
+		}
+		if m, ok := obj.(*metav1.PartialObjectMetadata); ok {
+			handle(m)
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    handleAny,
+		UpdateFunc: func(_, obj any) { handleAny(obj) },
+		DeleteFunc: handleAny,
+	}
+}
+
+func enqueueIndexed(objects cache.SharedIndexInformer, index, value string, a *admission, c *controller, filter func(*object) bool) {
+	found, err := objects.GetIndexer().ByIndex(index, value)
+	if err != nil {
+		return
+	}
+	for _, obj := range found {
+		co, ok := obj.(commonObject)
+		if !ok || !a.responsible(co.common()) || filter != nil && !filter(co.common()) {
+			continue
+		}
+		key := cache.MetaObjectToName(co.common())
+		c.want(key)
+		c.enqueue(key)
+	}
+}
+
+const sourcePrefix = "source-"
+
+// splitEntryName derives the technical ID, which is the namespace of the cluster's
+// control plane, and the UID of its shoot from the name of a BackupEntry
+// (gardener/gardener extensions/pkg/controller/backupentry/util.go). Without "--"
+// both are the whole name.
+func splitEntryName(name string) (technicalID, uid string) {
+	name = strings.TrimPrefix(name, sourcePrefix)
+	i := strings.LastIndex(name, "--")
+	if i < 0 {
+		return name, name
+	}
+	return name[:i], name[i+2:]
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	restmetrics "k8s.io/client-go/tools/metrics"
+	"k8s.io/client-go/util/workqueue"
+)
+
+// Outcomes of store requests and reconciles, as metric labels.
+const (
+	outcomeSuccess = "success"
+	outcomeError   = "error"
+	// outcomeExpected: the store said no and that is an answer, such as "not found".
+	outcomeExpected = "expected"
+	// outcomeThrottled: the store asked to slow down.
+	outcomeThrottled = "throttled"
+	// outcomeAgain: a reconcile that comes back by itself at a known time.
+	outcomeAgain = "again"
+	outcomePanic = "panic"
+)
+
+// metrics is every metric of the daemon, on one registry. docs/metrics.md describes
+// each; a test compares the two.
+type metrics struct {
+	registry *prometheus.Registry
+
+	bucketInfo             *prometheus.GaugeVec
+	bucketLocked           *prometheus.GaugeVec
+	bucketRetention        *prometheus.GaugeVec
+	bucketDesiredLocked    *prometheus.GaugeVec
+	bucketDesiredRetention *prometheus.GaugeVec
+	bucketLastVerified     *prometheus.GaugeVec
+	bucketDrift            *prometheus.CounterVec
+	bucketLocks            *prometheus.CounterVec
+	bucketRetained         *prometheus.GaugeVec
+	bucketsDeleted         prometheus.Counter
+	refusals               *prometheus.CounterVec
+	purgedObjects          *prometheus.CounterVec
+	purgedBytes            *prometheus.CounterVec
+	entryRetained          *prometheus.GaugeVec
+	storeDuration          *prometheus.HistogramVec
+	reconcileDuration      *prometheus.HistogramVec
+	panics                 *prometheus.CounterVec
+	apiRequests            *prometheus.CounterVec
+	queue                  queueMetrics
+}
+
+func newMetrics() *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+
+	m.bucketInfo = gauge("bucketwarden_backupbucket_info", "A BackupBucket that this daemon serves; always 1.", "bucket", "type", "region")
+	m.bucketLocked = gauge("bucketwarden_backupbucket_locked", "1 if the bucket's immutability is locked, as the cloud answered last, else 0.", "bucket")
+	m.bucketRetention = gauge("bucketwarden_backupbucket_retention_seconds", "Retention of new objects in seconds, as the cloud answered last; 0 without a policy.", "bucket")
+	m.bucketDesiredLocked = gauge("bucketwarden_backupbucket_desired_locked", "1 if spec.providerConfig asks for locked immutability, else 0.", "bucket")
+	m.bucketDesiredRetention = gauge("bucketwarden_backupbucket_desired_retention_seconds", "Retention that spec.providerConfig asks for in seconds; 0 without immutability.", "bucket")
+	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds", "Unix time of the cloud's last answer about the bucket.", "bucket")
+	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy was found weaker than what had been set before, or the bucket gone.", "bucket")
+	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, extended or restored locked.", "bucket")
+	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that the deletion of the bucket waits for.", "bucket")
+	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total", Help: "Buckets deleted from a store."})
+	m.registry.MustRegister(m.bucketsDeleted)
+	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would weaken a locked policy.", "bucket", "reason")
+	m.purgedObjects = counter("bucketwarden_purged_objects_total", "Object versions and delete markers deleted from the bucket.", "bucket")
+	m.purgedBytes = counter("bucketwarden_purged_bytes_total", "Bytes of the object versions deleted from the bucket.", "bucket")
+	m.entryRetained = gauge("bucketwarden_backupentry_retained_objects", "Object versions under retention that the deletion of the BackupEntry waits for.", "bucket", "entry")
+	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
+		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
+	m.reconcileDuration = histogram("bucketwarden_reconcile_duration_seconds", "Duration of one reconcile.",
+		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 180}, "resource", "outcome")
+	m.panics = counter("bucketwarden_reconcile_panics_total", "Reconciles that ended in a panic.", "resource")
+	m.apiRequests = counter("rest_client_requests_total", "Requests to the Kubernetes API server.", "code", "method")
+	m.queue = queueMetrics{
+		depth:          gauge("workqueue_depth", "Items waiting in the workqueue.", "name"),
+		adds:           counter("workqueue_adds_total", "Items added to the workqueue.", "name"),
+		latency:        histogram("workqueue_queue_duration_seconds", "How long an item stays in the workqueue before it is worked on.", prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
+		work:           histogram("workqueue_work_duration_seconds", "How long working on an item takes.", prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
+		unfinished:     gauge("workqueue_unfinished_work_seconds", "Seconds of work in progress, summed over the workers; rising means stuck.", "name"),
+		longestRunning: gauge("workqueue_longest_running_processor_seconds", "Seconds that the longest running worker has worked on its item.", "name"),
+		retries:        counter("workqueue_retries_total", "Items put back after a failure.", "name"),
+	}
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries} {
+		m.panics.WithLabelValues(resource)
+		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
+			m.reconcileDuration.WithLabelValues(resource, outcome)
+		}
+	}
+	return m
+}
+
+// observeStoreRequest records one HTTP request to a store.
+func (m *metrics) observeStoreRequest(store storeKind, operation, outcome string, duration time.Duration) {
+	m.storeDuration.WithLabelValues(string(store), operation, outcome).Observe(duration.Seconds())
+}
+
+// forgetBucket removes the object state of a BackupBucket that is gone or no
+// longer ours.
+func (m *metrics) forgetBucket(bucket string) {
+	labels := prometheus.Labels{"bucket": bucket}
+	for _, v := range []interface {
+		DeletePartialMatch(prometheus.Labels) int
+	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
+		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.refusals} {
+		v.DeletePartialMatch(labels)
+	}
+}
+
+// initBucket makes every series of a BackupBucket's counters exist, so that their
+// first increase is seen by rate() and increase().
+func (m *metrics) initBucket(b *backupBucket) {
+	m.bucketInfo.DeletePartialMatch(prometheus.Labels{"bucket": b.Name})
+	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
+	m.bucketDrift.WithLabelValues(b.Name)
+	m.bucketLocks.WithLabelValues(b.Name)
+	for _, reason := range refusalReasons {
+		m.refusals.WithLabelValues(b.Name, reason)
+	}
+}
+
+func setPolicyGauges(locked, retention *prometheus.GaugeVec, bucket string, p Policy) {
+	value := 0.0
+	if p.Locked {
+		value = 1
+	}
+	locked.WithLabelValues(bucket).Set(value)
+	retention.WithLabelValues(bucket).Set(p.Retention().Seconds())
+}
+
+// queueMetrics provides client-go's workqueue metrics on our registry.
+type queueMetrics struct {
+	depth, unfinished, longestRunning *prometheus.GaugeVec
+	adds, retries                     *prometheus.CounterVec
+	latency, work                     *prometheus.HistogramVec
+}
+
+var _ workqueue.MetricsProvider = queueMetrics{}
+
+func (q queueMetrics) NewDepthMetric(name string) workqueue.GaugeMetric {
+	return q.depth.WithLabelValues(name)
+}
+func (q queueMetrics) NewAddsMetric(name string) workqueue.CounterMetric {
+	return q.adds.WithLabelValues(name)
+}
+func (q queueMetrics) NewLatencyMetric(name string) workqueue.HistogramMetric {
+	return q.latency.WithLabelValues(name)
+}
+func (q queueMetrics) NewWorkDurationMetric(name string) workqueue.HistogramMetric {
+	return q.work.WithLabelValues(name)
+}
+func (q queueMetrics) NewUnfinishedWorkSecondsMetric(name string) workqueue.SettableGaugeMetric {
+	return q.unfinished.WithLabelValues(name)
+}
+func (q queueMetrics) NewLongestRunningProcessorSecondsMetric(name string) workqueue.SettableGaugeMetric {
+	return q.longestRunning.WithLabelValues(name)
+}
+func (q queueMetrics) NewRetriesMetric(name string) workqueue.CounterMetric {
+	return q.retries.WithLabelValues(name)
+}
+
+// registerRESTClientMetrics counts the process's API requests on m. client-go keeps
+// this globally and takes only the first registration of a process.
+func (m *metrics) registerRESTClientMetrics() {
+	restmetrics.Register(restmetrics.RegisterOpts{RequestResult: m})
+}
+
+// Increment implements client-go's metrics.ResultMetric.
+func (m *metrics) Increment(_ context.Context, code, method, _ string) {
+	m.apiRequests.WithLabelValues(code, method).Inc()
+}
+
+var (
+	_ restmetrics.ResultMetric = &metrics{}
+)
+
+// forgetEntry removes the object state of a BackupEntry that is gone.
+func (m *metrics) forgetEntry(entry string) {
+	m.entryRetained.DeletePartialMatch(prometheus.Labels{"entry": entry})
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
+)
+
+const (
+	etcdBackupSecretName = "etcd-backup"
+	annotationCreatedBy  = "backup.gardener.cloud/created-by"
+
+	// Workload identity: gardener/gardener pkg/apis/security/v1alpha1/constants/types_constants.go.
+	labelPurpose              = "security.gardener.cloud/purpose"
+	purposeTokenRequestor     = "workload-identity-token-requestor"
+	workloadIdentityPrefix    = "workloadidentity.security.gardener.cloud/"
+	labelWorkloadProvider     = workloadIdentityPrefix + "provider"
+	annotationWorkloadName    = workloadIdentityPrefix + "name"
+	annotationWorkloadNS      = workloadIdentityPrefix + "namespace"
+	annotationWorkloadContext = workloadIdentityPrefix + "context-object"
+	annotationTokenRenew      = workloadIdentityPrefix + "token-renew-timestamp"
+
+	dataKeyBucketName = "bucketName"
+	dataKeyConfig     = "config"
+	dataKeyToken      = "token"
+	dataKeyRegion     = "region"
+	dataKeyRoleARN    = "roleARN"
+)
+
+// secretMissingError says that spec.secretRef points nowhere. It carries no error code:
+// the secret may well appear.
+type secretMissingError struct{ ref types.NamespacedName }
+
+func (e *secretMissingError) Error() string {
+	return fmt.Sprintf("the secret %s that spec.secretRef names does not exist: create it, or correct spec.secretRef", e.ref)
+}
+
+// secrets reads and writes the secrets around one resource.
+type secrets struct {
+	client kubernetes.Interface
+	// finalizer is what the resource holds on the secrets it refers to.
+	finalizer string
+}
+
+// get reads the secret that spec.secretRef names from the API server.
+func (s *secrets) get(ctx context.Context, ref types.NamespacedName) (*corev1.Secret, error) {
+	if ref.Name == "" || ref.Namespace == "" {
+		return nil, configErrorf("spec.secretRef is incomplete: both name and namespace are needed")
+	}
+	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, &secretMissingError{ref: ref}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", ref, err)
+	}
+	return secret, nil
+}
+
+func (s *secrets) patch(ctx context.Context, secret *corev1.Secret, patch map[string]any) error {
+	data, err := json.Marshal(patch)
+	if err != nil {
+		return fmt.Errorf("encoding a patch of secret %s/%s: %w", secret.Namespace, secret.Name, err)
+	}
+	_, err = s.client.CoreV1().Secrets(secret.Namespace).Patch(ctx, secret.Name, types.MergePatchType, data, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return fmt.Errorf("patching secret %s/%s: %w", secret.Namespace, secret.Name, err)
+	}
+	return nil
+}
+
+func (s *secrets) setFinalizers(ctx context.Context, secret *corev1.Secret, finalizers []string) error {
+	return s.patch(ctx, secret, map[string]any{"metadata": map[string]any{
+		"finalizers": finalizers, "resourceVersion": secret.ResourceVersion}})
+}
+
+func (s *secrets) held(secret *corev1.Secret) bool {
+	return slices.Contains(secret.Finalizers, s.finalizer)
+}
+
+// hold adds the finalizer to the secret as it was read.
+func (s *secrets) hold(ctx context.Context, secret *corev1.Secret) error {
+	if s.held(secret) {
+		return nil
+	}
+	return s.setFinalizers(ctx, secret, append(slices.Clone(secret.Finalizers), s.finalizer))
+}
+
+// release removes the finalizer after a fresh read: gardenlet patches the secret every
+// few seconds while it waits for a deletion. A secret that is gone is fine.
+func (s *secrets) release(ctx context.Context, ref types.NamespacedName) error {
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		secret, err := s.get(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if !s.held(secret) {
+			return nil
+		}
+		return s.setFinalizers(ctx, secret, slices.DeleteFunc(slices.Clone(secret.Finalizers), func(f string) bool { return f == s.finalizer }))
+	})
+	var missing *secretMissingError
+	var config *configError
+	if errors.As(err, &missing) || errors.As(err, &config) {
+		return nil
+	}
+	return ignoreNotFound(err)
+}
+
+func isWorkloadIdentity(secret *corev1.Secret) bool {
+	return secret.Labels[labelPurpose] == purposeTokenRequestor
+}
+
+// etcdBackupName is the name of the secret that etcd-backup-restore reads for a
+// BackupEntry (gardener/gardener extensions/pkg/controller/backupentry/genericactuator).
+func etcdBackupName(entry string) string {
+	if strings.HasPrefix(entry, "source") {
+		return "source-" + etcdBackupSecretName
+	}
+	return etcdBackupSecretName
+}
+
+// etcdBackupSecret is the wanted etcd-backup secret of an entry. existing may be nil;
+// of a workload identity it lends the token, which gardenlet's token requestor writes.
+// The rules are those of gardener/gardener
+// extensions/pkg/controller/backupentry/genericactuator/actuator.go.
+func etcdBackupSecret(e *backupEntry, source, existing *corev1.Secret) (*corev1.Secret, error) {
+	namespace, _ := splitEntryName(e.Name)
+	wanted := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:   namespace,
+			Name:        etcdBackupName(e.Name),
+			Annotations: map[string]string{annotationCreatedBy: e.Name},
+		},
+		Type: corev1.SecretTypeOpaque,
+		Data: map[string][]byte{},
+	}
+	if isWorkloadIdentity(source) {
+		if err := addWorkloadIdentity(wanted, source, existing); err != nil {
+			return nil, err
+		}
+	} else {
+		if err := checkS3Credentials(source.Data); err != nil {
+			return nil, fmt.Errorf("secret %s: %w", e.SecretRef, err)
+		}
+		maps.Copy(wanted.Data, source.Data)
+	}
+	wanted.Data[dataKeyBucketName] = []byte(e.BucketName)
+	wanted.Data[dataKeyRegion] = []byte(e.Region)
+	return wanted, nil
+}
+
+func addWorkloadIdentity(wanted, source, existing *corev1.Secret) error {
+	for _, key := range []string{annotationWorkloadName, annotationWorkloadNS} {
+		if source.Annotations[key] == "" {
+			return configErrorf("the workload identity secret %s/%s lacks the annotation %s", source.Namespace, source.Name, key)
+		}
+		wanted.Annotations[key] = source.Annotations[key]
+	}
+	if context, ok := source.Annotations[annotationWorkloadContext]; ok {
+		wanted.Annotations[annotationWorkloadContext] = context
+	}
+	provider := source.Labels[labelWorkloadProvider]
+	if provider == "" {
+		return configErrorf("the workload identity secret %s/%s lacks the label %s", source.Namespace, source.Name, labelWorkloadProvider)
+	}
+	wanted.Labels = map[string]string{labelPurpose: purposeTokenRequestor, labelWorkloadProvider: provider}
+	roleARN, err := s3RoleARN(source.Data)
+	if err != nil {
+		return fmt.Errorf("workload identity secret %s/%s: %w", source.Namespace, source.Name, err)
+	}
+	wanted.Data[dataKeyRoleARN] = []byte(roleARN)
+	if config, ok := source.Data[dataKeyConfig]; ok {
+		wanted.Data[dataKeyConfig] = config
+	}
+	if existing != nil {
+		if token, ok := existing.Data[dataKeyToken]; ok {
+			wanted.Data[dataKeyToken] = token
+		}
+		if renew, ok := existing.Annotations[annotationTokenRenew]; ok {
+			wanted.Annotations[annotationTokenRenew] = renew
+		}
+	}
+	return nil
+}
+
+// replaceSecretPatch is the merge patch, with optimistic lock, that makes labels,
+// annotations and data of existing exactly those of wanted; nil if they are.
+func replaceSecretPatch(existing, wanted *corev1.Secret) map[string]any {
+	sameBytes := func(a, b []byte) bool { return string(a) == string(b) }
+	if maps.Equal(existing.Labels, wanted.Labels) && maps.Equal(existing.Annotations, wanted.Annotations) &&
+		maps.EqualFunc(existing.Data, wanted.Data, sameBytes) {
+		return nil
+	}
+	return map[string]any{
+		"metadata": map[string]any{
+			"resourceVersion": existing.ResourceVersion,
+			"uid":             string(existing.UID),
+			"labels":          replaceMap(existing.Labels, wanted.Labels),
+			"annotations":     replaceMap(existing.Annotations, wanted.Annotations),
+		},
+		"data": replaceMap(existing.Data, wanted.Data),
+	}
+}
+
+// replaceMap is the merge patch that makes one map of another: null removes a key.
+func replaceMap[V any](existing, wanted map[string]V) map[string]any {
+	patch := map[string]any{}
+	for key := range existing {
+		patch[key] = nil
+	}
+	for key, value := range wanted {
+		patch[key] = value
+	}
+	return patch
+}

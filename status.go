@@ -1,0 +1,363 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/retry"
+)
+
+// errorCode is one of Gardener's error codes
+// (gardener/gardener pkg/apis/core/v1beta1/types_common.go).
+type errorCode string
+
+const (
+	codeUnauthenticated        errorCode = "ERR_INFRA_UNAUTHENTICATED"
+	codeUnauthorized           errorCode = "ERR_INFRA_UNAUTHORIZED"
+	codeQuotaExceeded          errorCode = "ERR_INFRA_QUOTA_EXCEEDED"
+	codeRateLimitsExceeded     errorCode = "ERR_INFRA_RATE_LIMITS_EXCEEDED"
+	codeConfigurationProblem   errorCode = "ERR_CONFIGURATION_PROBLEM"
+	codeRetryableDependencies  errorCode = "ERR_RETRYABLE_INFRA_DEPENDENCIES"
+	codeRetryableConfiguration errorCode = "ERR_RETRYABLE_CONFIGURATION_PROBLEM"
+)
+
+type operationState string
+
+const (
+	stateProcessing operationState = "Processing"
+	stateSucceeded  operationState = "Succeeded"
+	stateError      operationState = "Error"
+)
+
+type operationType string
+
+const (
+	operationTypeCreate    operationType = "Create"
+	operationTypeReconcile operationType = "Reconcile"
+	operationTypeDelete    operationType = "Delete"
+	operationTypeMigrate   operationType = "Migrate"
+	operationTypeRestore   operationType = "Restore"
+)
+
+// lastOperation is status.lastOperation; its progress is only written.
+type lastOperation struct {
+	Description    string
+	LastUpdateTime time.Time
+	State          operationState
+	Type           operationType
+}
+
+// lastError is status.lastError; its codes are only written.
+type lastError struct {
+	Description string
+}
+
+// condition is one of status.conditions
+// (gardener/gardener pkg/apis/core/v1beta1/types_common.go).
+type condition struct {
+	Type               string      `json:"type"`
+	Status             string      `json:"status"`
+	LastTransitionTime metav1.Time `json:"lastTransitionTime"`
+	LastUpdateTime     metav1.Time `json:"lastUpdateTime"`
+	Reason             string      `json:"reason"`
+	Message            string      `json:"message"`
+	Codes              []string    `json:"codes,omitempty"`
+}
+
+// computeOperationType follows gardener/gardener pkg/api/core/v1beta1/helper/common.go.
+func computeOperationType(o *object) operationType {
+	last := o.LastOperation
+	unfinished := func(t operationType) bool {
+		return last != nil && last.Type == t && last.State != stateSucceeded
+	}
+	switch {
+	case o.operation() == operationMigrate:
+		return operationTypeMigrate
+	case o.DeletionTimestamp != nil:
+		return operationTypeDelete
+	case o.operation() == operationRestore:
+		return operationTypeRestore
+	case last == nil, unfinished(operationTypeCreate):
+		return operationTypeCreate
+	case unfinished(operationTypeMigrate):
+		return operationTypeMigrate
+	case unfinished(operationTypeRestore):
+		return operationTypeRestore
+	default:
+		return operationTypeReconcile
+	}
+}
+
+// codeOf is the Gardener error code that an error carries, by its type.
+func codeOf(err error) errorCode {
+	var store *storeError
+	if errors.As(err, &store) {
+		return store.code
+	}
+	var config *configError
+	var refusal *Refusal
+	if errors.As(err, &config) || errors.As(err, &refusal) {
+		return codeConfigurationProblem
+	}
+	return ""
+}
+
+// isTransient says that an error is the cloud's and likely to pass by itself.
+func isTransient(err error) bool {
+	var store *storeError
+	if !errors.As(err, &store) {
+		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	}
+	switch store.code {
+	case "", codeRateLimitsExceeded, codeRetryableDependencies, codeRetryableConfiguration:
+		return true
+	}
+	return false
+}
+
+// resourceClient reads and writes the objects of one resource. It keeps to the status
+// contract of gardener/gardener extensions/pkg/controller/status.go, and tells the
+// controller of each write.
+type resourceClient struct {
+	client     dynamic.ResourceInterface
+	kind       string
+	finalizer  string
+	controller *controller
+}
+
+const fieldManager = "bucketwarden"
+
+// writeTimeout bounds a status write; it must happen even if the pass ran out of time.
+const writeTimeout = 15 * time.Second
+
+func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any, subresources ...string) (*unstructured.Unstructured, error) {
+	data, err := json.Marshal(patch)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a patch of %s %s: %w", c.kind, o.Name, err)
+	}
+	u, err := c.client.Patch(ctx, o.Name, types.MergePatchType, data, metav1.PatchOptions{FieldManager: fieldManager}, subresources...)
+	if err != nil {
+		return nil, fmt.Errorf("patching %s %s: %w", c.kind, o.Name, err)
+	}
+	c.controller.wrote(cache.MetaObjectToName(o), u.GetResourceVersion())
+	return u, nil
+}
+
+// claim adds the finalizer and removes the operation annotation if asked to, in one
+// patch with optimistic lock; no request if neither is needed.
+func (c *resourceClient) claim(ctx context.Context, o *object, removeOperation bool) error {
+	meta := map[string]any{}
+	if !o.hasFinalizer(c.finalizer) {
+		meta["finalizers"] = append(slices.Clone(o.Finalizers), c.finalizer)
+	}
+	if removeOperation && o.operation() != "" {
+		meta["annotations"] = map[string]any{annotationOperation: nil}
+	}
+	if len(meta) == 0 {
+		return nil
+	}
+	meta["resourceVersion"] = o.ResourceVersion
+	_, err := c.patch(ctx, o, map[string]any{"metadata": meta})
+	return err
+}
+
+// live reads the object from the API server; nil if it is gone or another one by now.
+func (c *resourceClient) live(ctx context.Context, o *object) (*unstructured.Unstructured, error) {
+	u, err := c.client.Get(ctx, o.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s %s: %w", c.kind, o.Name, err)
+	}
+	if u.GetUID() != o.UID {
+		return nil, nil
+	}
+	return u, nil
+}
+
+// release removes our finalizer after a fresh read.
+func (c *resourceClient) release(ctx context.Context, o *object) error {
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		u, err := c.live(ctx, o)
+		if err != nil || u == nil {
+			return err
+		}
+		finalizers := u.GetFinalizers()
+		kept := slices.DeleteFunc(slices.Clone(finalizers), func(f string) bool { return f == c.finalizer })
+		if len(kept) == len(finalizers) {
+			return nil
+		}
+		_, err = c.patch(ctx, o, map[string]any{"metadata": map[string]any{
+			"finalizers": kept, "resourceVersion": u.GetResourceVersion(), "uid": string(u.GetUID())}})
+		return ignoreNotFound(err)
+	})
+}
+
+func ignoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// statusUpdate is one write of the status. The zero values of optional fields leave
+// what is there.
+type statusUpdate struct {
+	state       operationState
+	opType      operationType
+	description string
+	// err makes it an Error.
+	err error
+	// clearError removes lastError without success, for work that merely waits.
+	clearError bool
+	// extra are further fields of the status.
+	extra map[string]any
+}
+
+// progress is what Gardener's own extensions report for a state.
+var progress = map[operationState]int64{stateProcessing: 1, stateError: 50, stateSucceeded: 100}
+
+// writeStatus writes the status with a merge patch and no optimistic lock. A write that
+// would change nothing but a time that nobody waits for is left out.
+func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpdate) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	now := operationTime(o, time.Now())
+	if u.state != stateSucceeded && len(u.extra) == 0 && c.unchanged(o, u, now) {
+		return nil
+	}
+	status := map[string]any{
+		"lastOperation": map[string]any{
+			"type":           u.opType,
+			"state":          u.state,
+			"progress":       progress[u.state],
+			"description":    u.description,
+			"lastUpdateTime": now.Format(time.RFC3339),
+		},
+	}
+	switch {
+	case u.err != nil:
+		last := map[string]any{"description": u.description, "lastUpdateTime": now.Format(time.RFC3339), "codes": nil, "taskID": nil}
+		if code := codeOf(u.err); code != "" {
+			last["codes"] = []errorCode{code}
+		}
+		status["lastError"] = last
+		status["observedGeneration"] = o.Generation
+	case u.state == stateSucceeded:
+		status["lastError"] = nil
+		status["observedGeneration"] = o.Generation
+	case u.clearError:
+		status["lastError"] = nil
+	}
+	maps.Copy(status, u.extra)
+	_, err := c.patch(ctx, o, map[string]any{"status": status}, "status")
+	// An object that is gone has no status to keep.
+	return ignoreNotFound(err)
+}
+
+func (c *resourceClient) unchanged(o *object, u statusUpdate, now time.Time) bool {
+	last := o.LastOperation
+	if last == nil || last.State != u.state || last.Type != u.opType || last.Description != u.description {
+		return false
+	}
+	if u.err != nil && (o.ObservedGeneration != o.Generation || o.LastError == nil || o.LastError.Description != u.description) {
+		return false
+	}
+	if u.clearError && o.LastError != nil {
+		return false
+	}
+	return !last.LastUpdateTime.Before(clientTime(o))
+}
+
+// clientTime is the client's timestamp annotation in second precision; zero if there
+// is none.
+func clientTime(o *object) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, o.Annotations[annotationTimestamp])
+	if err != nil {
+		return time.Time{}
+	}
+	return t.Truncate(time.Second)
+}
+
+// operationTime is the lastUpdateTime of a write at now. gardenlet takes an object for
+// unhealthy, and triggers it again and again, while its lastUpdateTime lies before the
+// timestamp annotation, which a client with a faster clock has set
+// (gardener/gardener pkg/utils/kubernetes/health/extensions.go).
+func operationTime(o *object, now time.Time) time.Time {
+	now = now.UTC().Truncate(time.Second)
+	if t := clientTime(o); t.After(now) {
+		return t.UTC()
+	}
+	return now
+}
+
+func (c *resourceClient) processing(ctx context.Context, o *object, t operationType, description string) error {
+	return c.writeStatus(ctx, o, statusUpdate{state: stateProcessing, opType: t, description: description})
+}
+
+// waiting is Processing for a known reason that is no error.
+func (c *resourceClient) waiting(ctx context.Context, o *object, t operationType, description string) error {
+	return c.writeStatus(ctx, o, statusUpdate{state: stateProcessing, opType: t, description: description, clearError: true})
+}
+
+func (c *resourceClient) success(ctx context.Context, o *object, t operationType, description string, extra map[string]any) error {
+	return c.writeStatus(ctx, o, statusUpdate{state: stateSucceeded, opType: t, description: description, extra: extra})
+}
+
+var failedVerb = map[operationType]string{
+	operationTypeCreate:    "Could not create",
+	operationTypeReconcile: "Could not reconcile",
+	operationTypeDelete:    "Could not delete",
+	operationTypeMigrate:   "Could not migrate",
+	operationTypeRestore:   "Could not restore",
+}
+
+func failureDescription(kind, name string, t operationType, err error) string {
+	return fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err)
+}
+
+// failure writes the Error status and returns err for the queue. A conflict with another
+// writer is none: the pass is simply made again on fresh data.
+func (c *resourceClient) failure(ctx context.Context, o *object, t operationType, err error, extra map[string]any) error {
+	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	description := failureDescription(c.kind, o.Name, t, err)
+	return errors.Join(err, c.writeStatus(ctx, o, statusUpdate{state: stateError, opType: t, description: description, err: err, extra: extra}))
+}
+
+// mergeConditions replaces the conditions of the same type and keeps all others.
+// Times change only with content; changed is false if nothing did.
+func mergeConditions(existing []condition, now time.Time, wanted ...condition) (merged []condition, changed bool) {
+	merged = slices.Clone(existing)
+	at := metav1.NewTime(now.UTC().Truncate(time.Second))
+	for _, want := range wanted {
+		want.LastTransitionTime, want.LastUpdateTime = at, at
+		i := slices.IndexFunc(merged, func(c condition) bool { return c.Type == want.Type })
+		if i < 0 {
+			merged, changed = append(merged, want), true
+			continue
+		}
+		have := &merged[i]
+		if have.Status == want.Status && have.Reason == want.Reason && have.Message == want.Message {
+			continue
+		}
+		if have.Status == want.Status {
+			want.LastTransitionTime = have.LastTransitionTime
+		}
+		*have, changed = want, true
+	}
+	return merged, changed
+}
