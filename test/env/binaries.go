@@ -1,0 +1,255 @@
+package env
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// minioVersion is the last version published before MinIO's community edition
+// stopped shipping binaries, so that it has to be built.
+const minioVersion = "v0.0.0-20260212201848-7aac2a2c5b7c"
+
+// Binaries are the paths of what EnsureBinaries built.
+type Binaries struct {
+	Testkube string
+	MinIO    string
+	// Daemon is bucketwarden as released; DaemonRace is built with -race.
+	Daemon     string
+	DaemonRace string
+}
+
+// EnsureBinaries builds what is missing or out of date into
+// $BUCKETWARDEN_CACHE, by default bucketwarden in the user's cache directory.
+// It reports long steps on progress. Processes that call it at the same time
+// wait for each other.
+func EnsureBinaries(ctx context.Context, progress io.Writer) (Binaries, error) {
+	b, err := newBuilder(ctx, progress)
+	if err != nil {
+		return Binaries{}, err
+	}
+	defer b.unlock()
+
+	var bin Binaries
+	if bin.Testkube, err = b.testkube(ctx); err != nil {
+		return Binaries{}, err
+	}
+	if bin.MinIO, err = b.minio(ctx); err != nil {
+		return Binaries{}, err
+	}
+	if bin.Daemon, err = b.daemon(ctx, "bucketwarden"); err != nil {
+		return Binaries{}, err
+	}
+	if bin.DaemonRace, err = b.daemon(ctx, "bucketwarden-race", "-race"); err != nil {
+		return Binaries{}, err
+	}
+	return bin, nil
+}
+
+// builder holds the lock of the cache directory.
+type builder struct {
+	cache    string
+	module   string // the root of this Go module
+	progress io.Writer
+	lock     *os.File
+}
+
+func newBuilder(ctx context.Context, progress io.Writer) (*builder, error) {
+	_, file, _, _ := runtime.Caller(0)
+	if !filepath.IsAbs(file) {
+		return nil, errors.New("finding the sources to build: do not build package env with -trimpath")
+	}
+	b := &builder{module: filepath.Dir(filepath.Dir(file)), progress: progress, cache: os.Getenv("BUCKETWARDEN_CACHE")}
+	if b.cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("finding the cache directory, which BUCKETWARDEN_CACHE can set: %w", err)
+		}
+		b.cache = filepath.Join(user, "bucketwarden")
+	}
+	cache, err := filepath.Abs(b.cache)
+	if err != nil {
+		return nil, fmt.Errorf("finding the cache directory: %w", err)
+	}
+	b.cache = cache
+	if err := os.MkdirAll(b.cache, 0o755); err != nil {
+		return nil, fmt.Errorf("making the cache directory: %w", err)
+	}
+	if b.lock, err = os.OpenFile(filepath.Join(b.cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return nil, fmt.Errorf("opening the lock of the cache directory: %w", err)
+	}
+	err = b.report(ctx, "waiting for another process that builds into "+b.cache, func() error {
+		for {
+			err := syscall.Flock(int(b.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+			if !errors.Is(err, syscall.EWOULDBLOCK) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(pollInterval):
+			}
+		}
+	})
+	if err != nil {
+		b.unlock()
+		return nil, fmt.Errorf("locking the cache directory: %w", err)
+	}
+	return b, nil
+}
+
+// unlock releases the lock, as the end of the process would.
+func (b *builder) unlock() { _ = b.lock.Close() }
+
+// testkube builds the API server unless its sources, its dependencies and the
+// compiler are those of an earlier build.
+func (b *builder) testkube(ctx context.Context) (string, error) {
+	goVersion, err := exec.CommandContext(ctx, "go", "env", "GOVERSION").Output()
+	if err != nil {
+		return "", fmt.Errorf("asking for the Go version: %w", err)
+	}
+	sources, err := filepath.Glob(filepath.Join(b.module, "cmd", "testkube", "*.go"))
+	if err != nil {
+		return "", fmt.Errorf("listing the sources of testkube: %w", err)
+	}
+	hash := sha256.New()
+	hash.Write(goVersion)
+	for _, name := range append(sources, filepath.Join(b.module, "go.mod"), filepath.Join(b.module, "go.sum")) {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			return "", fmt.Errorf("hashing the sources of testkube: %w", err)
+		}
+		fmt.Fprintf(hash, "%s %d\n", filepath.Base(name), len(content))
+		hash.Write(content)
+	}
+	path := filepath.Join(b.cache, fmt.Sprintf("testkube-%x", hash.Sum(nil)[:8]))
+	if exists(path) {
+		return path, nil
+	}
+	what := "building testkube (kube-apiserver with etcd, about 2000 packages: minutes when Go's build cache is cold)"
+	return path, b.report(ctx, what, func() error {
+		list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+		list.Dir = b.module
+		output, err := list.Output()
+		if err != nil {
+			return fmt.Errorf("asking for the version of Kubernetes: %w", err)
+		}
+		// Without this the API server calls itself v0.0.0-master. Stripping
+		// saves a third of the binary.
+		version := "-X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(output))
+		return b.build(ctx, path, b.module, "-ldflags=-s -w "+version, "./cmd/testkube")
+	})
+}
+
+func (b *builder) minio(ctx context.Context) (string, error) {
+	path := filepath.Join(b.cache, "minio-"+minioVersion)
+	if exists(path) {
+		return path, nil
+	}
+	what := "building MinIO (it ships no binaries any more: minutes when Go's build cache is cold)"
+	return path, b.report(ctx, what, func() error {
+		dir, err := os.MkdirTemp(b.cache, "minio-build-")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		// go install ignores the module of the working directory when it is
+		// given a version, so that MinIO is built with its own dependencies.
+		if err := b.run(ctx, dir, []string{"GOBIN=" + dir}, "install", "github.com/minio/minio@"+minioVersion); err != nil {
+			return err
+		}
+		return os.Rename(filepath.Join(dir, "minio"), path)
+	})
+}
+
+// daemon always runs go build: Go's build cache knows best whether anything
+// has changed.
+func (b *builder) daemon(ctx context.Context, name string, flags ...string) (string, error) {
+	root := filepath.Dir(b.module)
+	// Checkouts that share the cache directory must not replace each other's daemon.
+	dir := filepath.Join(b.cache, fmt.Sprintf("checkout-%x", sha256.Sum256([]byte(root)))[:32])
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making a cache directory: %w", err)
+	}
+	path := filepath.Join(dir, name)
+	return path, b.report(ctx, "building "+name, func() error {
+		return b.build(ctx, path, root, append(flags, ".")...)
+	})
+}
+
+// build runs go build in dir. The result replaces path at once, so that a
+// daemon that is just being started is either the old or the new one.
+func (b *builder) build(ctx context.Context, path, dir string, args ...string) error {
+	temporary := path + ".tmp"
+	defer func() { _ = os.Remove(temporary) }()
+	if err := b.run(ctx, dir, nil, append([]string{"build", "-o", temporary}, args...)...); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}
+
+// run runs the go command and returns its output with the error.
+func (b *builder) run(ctx context.Context, dir string, env []string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	// A Go workspace or a build mode of the caller must not leak in.
+	cmd.Env = append(append(os.Environ(), "GOWORK=off"), env...)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, output.String())
+	}
+	return nil
+}
+
+// report says what is going on as soon as it takes longer than a moment, and
+// then regularly, because CI systems end jobs that are silent.
+func (b *builder) report(ctx context.Context, what string, step func() error) error {
+	begin := time.Now()
+	finished := make(chan struct{})
+	reported := make(chan bool)
+	go func() {
+		said := false
+		wait := time.Second
+		for {
+			select {
+			case <-finished:
+				reported <- said
+				return
+			case <-ctx.Done():
+				<-finished
+				reported <- said
+				return
+			case <-time.After(wait):
+				said = true
+				fmt.Fprintf(b.progress, "%s: %ds\n", what, int(time.Since(begin).Seconds()))
+				wait = 10 * time.Second
+			}
+		}
+	}()
+	err := step()
+	close(finished)
+	said := <-reported
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if said {
+		fmt.Fprintf(b.progress, "%s: done after %ds\n", what, int(time.Since(begin).Seconds()))
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
