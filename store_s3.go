@@ -470,7 +470,7 @@ func s3Outcome(err error) string {
 	case s3Codes[code] == codeRateLimitsExceeded, code == "SlowDown", status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return outcomeThrottled
 	case status == http.StatusNotFound, s3Unsupported(err),
-		code == "BucketAlreadyOwnedByYou", code == "BucketNotEmpty", code == "InvalidBucketState":
+		code == "BucketAlreadyOwnedByYou", code == "BucketNotEmpty", code == "InvalidBucketState", code == "NoSuchObjectLockConfiguration":
 		return outcomeExpected
 	}
 	return outcomeError
@@ -645,6 +645,7 @@ func s3Cause(err error) (errorCode, string) {
 		alert       tls.AlertError
 		errno       syscall.Errno
 		timeout     interface{ Timeout() bool }
+		send        *smithyhttp.RequestSendError
 	)
 	switch host := s3Host(err); {
 	case errors.As(err, &dns) && dns.IsNotFound:
@@ -665,13 +666,11 @@ func s3Cause(err error) (errorCode, string) {
 		return codeRetryableConfiguration, fmt.Sprintf("%s refuses the TLS connection: %s", host, alert.Error())
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return codeRetryableDependencies, fmt.Sprintf("%s did not answer in time", host)
-	case errors.As(err, &errno):
+	case errors.As(err, &errno) && errno != syscall.ECONNRESET && errno != syscall.EPIPE:
 		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached: %s", host, errno.Error())
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return codeRetryableDependencies, fmt.Sprintf("%s closed the connection", host)
-	}
-	if send := (*smithyhttp.RequestSendError)(nil); errors.As(err, &send) {
-		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached", s3Host(err))
+	case errors.As(err, &send), errors.Is(err, io.ErrUnexpectedEOF):
+		// A connection that is closed early ends in one of several errors, by chance.
+		return codeRetryableDependencies, fmt.Sprintf("%s closes the connection without an answer", host)
 	}
 	return "", ""
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 	"time"
 )
 
-// minioVersion is the last version published before MinIO's community edition
-// stopped shipping binaries, so that it has to be built.
+// minioVersion is built from source: MinIO publishes no binaries of its community
+// edition any more.
 const minioVersion = "v0.0.0-20260212201848-7aac2a2c5b7c"
 
 // Binaries are the paths of what EnsureBinaries built.
@@ -147,7 +148,11 @@ func (b *builder) testkube(ctx context.Context) (string, error) {
 		// Without this the API server calls itself v0.0.0-master. Stripping
 		// saves a third of the binary.
 		version := "-X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(output))
-		return b.build(ctx, path, b.module, "-ldflags=-s -w "+version, "./cmd/testkube")
+		temporary := path + ".tmp"
+		if err := b.run(ctx, b.module, nil, "build", "-o", temporary, "-ldflags=-s -w "+version, "./cmd/testkube"); err != nil {
+			return err
+		}
+		return os.Rename(temporary, path)
 	})
 }
 
@@ -183,19 +188,24 @@ func (b *builder) daemon(ctx context.Context, name string, flags ...string) (str
 	}
 	path := filepath.Join(dir, name)
 	return path, b.report(ctx, "building "+name, func() error {
-		return b.build(ctx, path, root, append(flags, ".")...)
+		// go build does not link again what is up to date, and otherwise makes
+		// a new file: the one under path stays whole until it is replaced.
+		built := path + ".build"
+		if err := b.run(ctx, root, nil, append(append([]string{"build", "-o", built}, flags...), ".")...); err != nil {
+			return err
+		}
+		if sameFile(built, path) {
+			return nil
+		}
+		temporary := path + ".tmp"
+		if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Link(built, temporary); err != nil {
+			return err
+		}
+		return os.Rename(temporary, path)
 	})
-}
-
-// build runs go build in dir. The result replaces path at once, so that a
-// daemon that is just being started is either the old or the new one.
-func (b *builder) build(ctx context.Context, path, dir string, args ...string) error {
-	temporary := path + ".tmp"
-	defer func() { _ = os.Remove(temporary) }()
-	if err := b.run(ctx, dir, nil, append([]string{"build", "-o", temporary}, args...)...); err != nil {
-		return err
-	}
-	return os.Rename(temporary, path)
 }
 
 // run runs the go command and returns its output with the error.
@@ -252,4 +262,10 @@ func (b *builder) report(ctx context.Context, what string, step func() error) er
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
+}
+
+func sameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }

@@ -1,0 +1,429 @@
+// Command bench measures bucketwarden as released against a real API server and a real
+// S3 server, and prints the numbers with the request counts behind them.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"bucketwarden/test/env"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	providerType = "s3"
+	bucket       = "bench-backups"
+
+	// clients is how many requests the set-up has in flight.
+	clients  = 16
+	patience = 10 * time.Minute
+)
+
+func main() {
+	entries := flag.Int("entries", 2000, "BackupEntries of the throughput measurements")
+	many := flag.Int("many", 10000, "BackupEntries of the last memory measurement")
+	versions := flag.Int("versions", 3000, "object versions of the deleted BackupEntry")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *entries, *many, *versions)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type bench struct {
+	bin       env.Binaries
+	kube      *env.Kube
+	gardenlet env.Gardenlet
+	minio     *env.MinIO
+	proxy     *env.Proxy
+	daemon    *env.Daemon
+	// startup is how long the daemon took from start to ready.
+	startup time.Duration
+	rows    []string
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+func (b *bench) row(what, target, measured string) {
+	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s |", what, target, measured))
+}
+
+func run(ctx context.Context, entries, many, versions int) error {
+	b := &bench{}
+	var err error
+	if b.bin, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
+		return err
+	}
+	if b.kube, err = env.StartKube(ctx, b.bin.Testkube); err != nil {
+		return err
+	}
+	defer b.kube.Stop()
+	if b.minio, err = env.StartMinIO(ctx, env.MinIOOptions{Binary: b.bin.MinIO}); err != nil {
+		return err
+	}
+	defer b.minio.Stop()
+	if b.proxy, err = env.StartProxy(b.minio); err != nil {
+		return err
+	}
+	defer b.proxy.Stop()
+	b.gardenlet = env.Gardenlet{Kube: b.kube}
+	if err := b.gardenlet.Namespace(ctx, env.GardenNamespace); err != nil {
+		return err
+	}
+	defer func() {
+		if b.daemon != nil {
+			b.daemon.Kill()
+		}
+	}()
+	for _, measure := range []func(context.Context) error{
+		b.idle,
+		b.verify,
+		func(ctx context.Context) error { return b.deleteEntry(ctx, versions) },
+		func(ctx context.Context) error { return b.newEntries(ctx, entries) },
+		func(ctx context.Context) error { return b.reconcileAgain(ctx, entries) },
+		func(ctx context.Context) error { return b.restart(ctx, entries) },
+		func(ctx context.Context) error { return b.manyEntries(ctx, entries, many) },
+	} {
+		if err := measure(ctx); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("| what | target | measured |\n|---|---|---|\n%s\n", strings.Join(b.rows, "\n"))
+	return nil
+}
+
+// start starts the daemon; stop ends it.
+func (b *bench) start(ctx context.Context, args ...string) (err error) {
+	start := time.Now()
+	b.daemon, err = env.StartDaemon(ctx, env.DaemonOptions{Binary: b.bin.Daemon, Kubeconfig: b.kube.Kubeconfig, Args: args})
+	b.startup = time.Since(start)
+	return err
+}
+
+func (b *bench) stop(ctx context.Context) error {
+	daemon := b.daemon
+	b.daemon = nil
+	return daemon.Terminate(ctx)
+}
+
+// settledRSS is the resident memory once it has stopped to change much.
+func (b *bench) settledRSS(ctx context.Context) (int64, error) {
+	var last int64
+	for range 10 {
+		select {
+		case <-time.After(3 * time.Second):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		rss, err := b.daemon.RSS()
+		if err != nil {
+			return 0, err
+		}
+		if last != 0 && rss > last-last/50 && rss < last+last/50 {
+			return rss, nil
+		}
+		last = rss
+	}
+	return last, nil
+}
+
+func mb(bytes int64) string { return fmt.Sprintf("%.0f MB", float64(bytes)/1e6) }
+
+// reconciled is how many passes over BackupEntries have succeeded.
+func (b *bench) reconciled(ctx context.Context) (float64, error) {
+	return b.daemon.Value(ctx, "bucketwarden_reconcile_duration_seconds", "resource="+string(env.BackupEntries.Resource), "outcome=success")
+}
+
+// apiRequests counts the daemon's requests to the API server by kind.
+func (b *bench) apiRequests(ctx context.Context) (all, writes float64, err error) {
+	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+		n, err := b.daemon.Value(ctx, "rest_client_requests_total", "method="+method)
+		if err != nil && !errors.Is(err, env.ErrNoSeries) {
+			return 0, 0, err
+		}
+		all += n
+		if method != "GET" {
+			writes += n
+		}
+	}
+	return all, writes, nil
+}
+
+func (b *bench) idle(ctx context.Context) error {
+	progress("idle memory")
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	rss, err := b.settledRSS(ctx)
+	if err != nil {
+		return err
+	}
+	b.row("resident memory, idle", "at most 40 MB", mb(rss))
+	return b.stop(ctx)
+}
+
+func (b *bench) verify(ctx context.Context) error {
+	progress("verifying a healthy bucket")
+	if err := b.gardenlet.Secret(ctx, "bucket-"+bucket, b.minio.SecretData(b.proxy.URL)); err != nil {
+		return err
+	}
+	config := env.BucketConfig(providerType, map[string]any{"retentionType": "bucket", "retentionPeriod": "24h", "mode": "governance"})
+	if err := b.gardenlet.Bucket(ctx, bucket, providerType, b.minio.Region, config); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if _, err := b.kube.WaitFor(ctx, patience, env.BackupBuckets, "", bucket, env.Healthy); err != nil {
+		return err
+	}
+	if err := b.stop(ctx); err != nil {
+		return err
+	}
+	// After a restart a healthy bucket is verified once, then not for 10 minutes.
+	b.proxy.Reset()
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if err := env.Eventually(ctx, patience, "the bucket was verified", func(ctx context.Context) error {
+		_, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket="+bucket)
+		return err
+	}); err != nil {
+		return err
+	}
+	b.row("verifying a healthy bucket", "at most 3 S3 requests", fmt.Sprintf("%d %v", b.s3Requests(), b.proxy.Counts()))
+	return b.stop(ctx)
+}
+
+func (b *bench) s3Requests() int {
+	sum := 0
+	for _, n := range b.proxy.Counts() {
+		sum += n
+	}
+	return sum
+}
+
+func (b *bench) deleteEntry(ctx context.Context, versions int) error {
+	progress("writing %d object versions", versions)
+	// Unlocked: an own bucket without retention, but with versions.
+	const free = "bench-free"
+	client := b.minio.S3(b.minio.Endpoint)
+	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(free), ObjectLockEnabledForBucket: aws.Bool(true)}); err != nil {
+		return fmt.Errorf("creating bucket %s: %w", free, err)
+	}
+	name := "shoot--bench--delete--0001"
+	if err := parallel(ctx, versions, func(ctx context.Context, i int) error {
+		_, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: aws.String(free),
+			Key: aws.String(fmt.Sprintf("%s/etcd-main/v2/Incr-%08d", name, i)), Body: strings.NewReader("snapshot")})
+		return err
+	}); err != nil {
+		return fmt.Errorf("writing objects: %w", err)
+	}
+	if err := b.gardenlet.Secret(ctx, "entry-"+name, b.minio.SecretData(b.proxy.URL)); err != nil {
+		return err
+	}
+	if err := b.gardenlet.Entry(ctx, name, free, providerType, b.minio.Region); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if _, err := b.kube.WaitFor(ctx, patience, env.BackupEntries, "", name, env.Healthy); err != nil {
+		return err
+	}
+	progress("deleting the entry of %d object versions", versions)
+	b.proxy.Reset()
+	start := time.Now()
+	if err := b.gardenlet.Delete(ctx, env.BackupEntries, name); err != nil {
+		return err
+	}
+	if err := env.Eventually(ctx, patience, "the entry is gone", func(ctx context.Context) error {
+		_, err := b.kube.Dynamic.Resource(env.BackupEntries).Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			return errors.New("it is still there")
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("deleting an entry with %d unlocked versions", versions), "at most 10 S3 requests",
+		fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), time.Since(start).Seconds()))
+	return b.stop(ctx)
+}
+
+func entryName(i int) string { return fmt.Sprintf("shoot--bench--%05d--0001", i) }
+
+// prepare creates entries from..to with their namespaces and secrets.
+func (b *bench) prepare(ctx context.Context, from, to int) error {
+	progress("creating BackupEntries %d to %d", from, to-1)
+	data := b.minio.SecretData(b.minio.Endpoint)
+	return parallel(ctx, to-from, func(ctx context.Context, i int) error {
+		name := entryName(from + i)
+		if err := b.gardenlet.Namespace(ctx, strings.TrimSuffix(name, "--0001")); err != nil {
+			return err
+		}
+		if err := b.gardenlet.Secret(ctx, "entry-"+name, data); err != nil {
+			return err
+		}
+		return b.gardenlet.Entry(ctx, name, bucket, providerType, b.minio.Region)
+	})
+}
+
+// work starts the daemon on n entries that wait to be reconciled and measures until
+// they are.
+func (b *bench) work(ctx context.Context, n int) (rate, requests float64, err error) {
+	if err := b.start(ctx); err != nil {
+		return 0, 0, err
+	}
+	start := time.Now()
+	if err := env.Eventually(ctx, patience, "all entries are reconciled", func(ctx context.Context) error {
+		done, err := b.reconciled(ctx)
+		if err == nil && int(done) < n {
+			err = fmt.Errorf("%.0f are", done)
+		}
+		return err
+	}); err != nil {
+		return 0, 0, err
+	}
+	seconds := time.Since(start).Seconds()
+	all, _, err := b.apiRequests(ctx)
+	// Two lists and two watches of the informers, the secret of the bucket.
+	return float64(n) / seconds, (all - 5) / float64(n), err
+}
+
+func (b *bench) newEntries(ctx context.Context, n int) error {
+	if err := b.prepare(ctx, 0, n); err != nil {
+		return err
+	}
+	progress("new entries")
+	rate, requests, err := b.work(ctx, n)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("%d new entries", n), "at least 150/s", fmt.Sprintf("%.0f/s", rate))
+	b.row("API requests per new entry", "at most 6", fmt.Sprintf("%.2f", requests))
+	if err := b.checkHealthy(ctx, n); err != nil {
+		return err
+	}
+	return b.stop(ctx)
+}
+
+func (b *bench) checkHealthy(ctx context.Context, n int) error {
+	list, err := b.kube.Dynamic.Resource(env.BackupEntries).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("listing BackupEntries: %w", err)
+	}
+	if len(list.Items) != n {
+		return fmt.Errorf("there are %d BackupEntries, not %d", len(list.Items), n)
+	}
+	for i := range list.Items {
+		if err := env.Healthy(&list.Items[i]); err != nil {
+			return fmt.Errorf("BackupEntry %s: %w", list.Items[i].GetName(), err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) reconcileAgain(ctx context.Context, n int) error {
+	progress("triggering %d entries again", n)
+	if err := parallel(ctx, n, func(ctx context.Context, i int) error {
+		return b.gardenlet.Reconcile(ctx, env.BackupEntries, entryName(i), nil)
+	}); err != nil {
+		return err
+	}
+	rate, requests, err := b.work(ctx, n)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("%d entries reconciled again", n), "", fmt.Sprintf("%.0f/s", rate))
+	b.row("API requests per entry reconciled again", "at most 4", fmt.Sprintf("%.2f", requests))
+	if err := b.checkHealthy(ctx, n); err != nil {
+		return err
+	}
+	return b.stop(ctx)
+}
+
+func (b *bench) restart(ctx context.Context, n int) error {
+	progress("restart with %d entries", n)
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	rss, err := b.settledRSS(ctx)
+	if err != nil {
+		return err
+	}
+	_, writes, err := b.apiRequests(ctx)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("restart with %d Succeeded entries, until ready", n), "under 3 s", fmt.Sprintf("%.2f s", b.startup.Seconds()))
+	b.row(fmt.Sprintf("restart with %d Succeeded entries, writes", n), "none", fmt.Sprintf("%.0f", writes))
+	b.row(fmt.Sprintf("resident memory with %d entries", n), "at most 60 MB", mb(rss))
+	return b.stop(ctx)
+}
+
+func (b *bench) manyEntries(ctx context.Context, had, n int) error {
+	if n <= had {
+		return nil
+	}
+	if err := b.prepare(ctx, had, n); err != nil {
+		return err
+	}
+	progress("%d entries", n)
+	if _, _, err := b.work(ctx, n-had); err != nil {
+		return err
+	}
+	rss, err := b.settledRSS(ctx)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("resident memory with %d entries, right after reconciling %d of them", n, n-had), "at most 120 MB", mb(rss))
+	if err := b.stop(ctx); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if rss, err = b.settledRSS(ctx); err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("resident memory with %d entries, after a restart", n), "at most 120 MB", mb(rss))
+	return b.stop(ctx)
+}
+
+// parallel calls do for 0..n-1 with a fixed number of workers and returns the first
+// error.
+func parallel(ctx context.Context, n int, do func(context.Context, int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				if err := do(ctx, i); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}

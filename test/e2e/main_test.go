@@ -1,0 +1,231 @@
+// Package e2e drives the built bucketwarden binary from outside, against a real
+// kube-apiserver and a real MinIO, as gardenlet would.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bucketwarden/test/env"
+)
+
+// timeout is for everything awaited. Nothing is expected to take this long; the
+// machine may be slow, and a condition that never holds has to end some time.
+const timeout = 2 * time.Minute
+
+const gardenNamespace = "garden"
+
+// What all tests share.
+var (
+	kube  *env.Kube
+	minio *env.MinIO
+	// store is a client of minio with its root credentials.
+	store    *s3.Client
+	binaries env.Binaries
+)
+
+func TestMain(m *testing.M) {
+	// Tests wait far more than they work.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	flag.Parse()
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	ctx := context.Background()
+	var err error
+	if binaries, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
+		return 1, err
+	}
+	if kube, err = env.StartKube(ctx, binaries.Testkube); err != nil {
+		return 1, err
+	}
+	defer kube.Stop()
+	if minio, err = env.StartMinIO(ctx, env.MinIOOptions{Binary: binaries.MinIO}); err != nil {
+		return 1, err
+	}
+	defer minio.Stop()
+	store = minio.S3(minio.Endpoint)
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: gardenNamespace}}
+	if _, err := kube.Client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		return 1, fmt.Errorf("creating namespace %s: %w", gardenNamespace, err)
+	}
+	return m.Run(), nil
+}
+
+// tlsMinIO is a MinIO that serves HTTPS, for the tests that need one.
+func tlsMinIO(t *testing.T) *env.MinIO { return startMinIO(t, env.MinIOOptions{TLS: true}) }
+
+// startMinIO starts a MinIO for one test.
+func startMinIO(t *testing.T, options env.MinIOOptions) *env.MinIO {
+	t.Helper()
+	options.Binary = binaries.MinIO
+	m, err := env.StartMinIO(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Stop)
+	return m
+}
+
+func startProxy(t *testing.T, m *env.MinIO) *env.Proxy {
+	t.Helper()
+	proxy, err := env.StartProxy(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Stop)
+	return proxy
+}
+
+var nameCounter atomic.Int64
+
+// newName returns a name that nothing else in this run has.
+func newName(prefix string) string { return fmt.Sprintf("%s-%d", prefix, nameCounter.Add(1)) }
+
+// daemon is a bucketwarden that serves a spec.type of its own.
+type daemon struct {
+	*env.Daemon
+	kind string
+	args []string
+
+	mu sync.Mutex
+	// logs are those of the daemons that ended before a restart.
+	logs []string
+}
+
+// startDaemon starts a daemon for one test. When the test ends it has to stop
+// gracefully, without a data race or a panic in its log.
+func startDaemon(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	d := &daemon{kind: newName("t")}
+	d.args = append([]string{"--type=" + d.kind + "=s3", "--verify-interval=1s"}, args...)
+	d.start(t)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errors.New("the daemon does not stop"))
+		defer cancel()
+		if err := d.Terminate(ctx); err != nil && !strings.Contains(err.Error(), "signal: killed") {
+			t.Errorf("the daemon did not stop gracefully: %v", err)
+		}
+		log := d.allLogs()
+		for _, bad := range []string{"WARNING: DATA RACE", "Reconcile panicked", "panic:", "was altered"} {
+			if strings.Contains(log, bad) {
+				t.Errorf("the daemon's log has %q", bad)
+			}
+		}
+		if t.Failed() {
+			const limit = 64 << 10
+			t.Logf("log of the daemon (at most its last %d bytes):\n%s", limit, log[max(0, len(log)-limit):])
+		}
+	})
+	return d
+}
+
+// start starts the daemon, again after it has ended.
+func (d *daemon) start(t *testing.T) {
+	t.Helper()
+	if d.Daemon != nil {
+		d.mu.Lock()
+		d.logs = append(d.logs, d.Log())
+		d.mu.Unlock()
+	}
+	started, err := env.StartDaemon(t.Context(), env.DaemonOptions{
+		Binary: binaries.DaemonRace, Kubeconfig: kube.Kubeconfig, Args: d.args,
+		Env: []string{"KUBE_CACHE_MUTATION_DETECTOR=true"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Daemon = started
+}
+
+func (d *daemon) allLogs() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return strings.Join(append(slices.Clone(d.logs), d.Log()), "\n")
+}
+
+// value returns the sum of the matching series of a metric, 0 if there are none.
+func (d *daemon) value(t *testing.T, name string, labels ...string) float64 {
+	t.Helper()
+	value, err := d.Value(t.Context(), name, labels...)
+	if err != nil && !errors.Is(err, env.ErrNoSeries) {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// awaitValue waits until a metric has the value.
+func (d *daemon) awaitValue(t *testing.T, want float64, name string, labels ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s%v is %v", name, labels, want), func(ctx context.Context) error {
+		value, err := d.Value(ctx, name, labels...)
+		if err == nil && value != want {
+			err = fmt.Errorf("it is %v", value)
+		}
+		return err
+	})
+}
+
+// passes returns how many reconciles of a resource have ended.
+func (d *daemon) passes(t *testing.T, resource string) float64 {
+	t.Helper()
+	return d.value(t, "bucketwarden_reconcile_duration_seconds", "resource="+resource)
+}
+
+// awaitPasses waits until n more reconciles of a resource have ended.
+func (d *daemon) awaitPasses(t *testing.T, resource string, n float64) {
+	t.Helper()
+	want := d.passes(t, resource) + n
+	eventually(t, fmt.Sprintf("%v more reconciles of %s ended", n, resource), func(ctx context.Context) error {
+		passes, err := d.Value(ctx, "bucketwarden_reconcile_duration_seconds", "resource="+resource)
+		if err == nil && passes < want {
+			err = fmt.Errorf("%v of %v", passes, want)
+		}
+		return err
+	})
+}
+
+// requests returns how many requests the daemon has made to the API server with the
+// methods, all if none is given.
+func (d *daemon) requests(t *testing.T, methods ...string) float64 {
+	t.Helper()
+	if len(methods) == 0 {
+		return d.value(t, "rest_client_requests_total")
+	}
+	sum := 0.0
+	for _, method := range methods {
+		sum += d.value(t, "rest_client_requests_total", "method="+method)
+	}
+	return sum
+}
+
+var writes = []string{"POST", "PUT", "PATCH", "DELETE"}
+
+// eventually waits until condition returns nil.
+func eventually(t *testing.T, what string, condition func(context.Context) error) {
+	t.Helper()
+	if err := env.Eventually(t.Context(), timeout, what, condition); err != nil {
+		t.Fatal(err)
+	}
+}
