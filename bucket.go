@@ -53,7 +53,7 @@ type reconciler struct {
 
 // needsWork says that a pass has to reconcile, from what the object itself shows.
 func (r *reconciler) needsWork(o *object, wanted bool) bool {
-	return wanted || isOperation(o.operation()) || !o.succeeded() ||
+	return wanted || isOperation(o.operation()) || !o.succeeded() || o.interrupted() ||
 		r.admission.ignoreOperationAnnotation && o.Generation != o.ObservedGeneration
 }
 
@@ -402,11 +402,31 @@ func (p *bucketPass) converge(ctx context.Context, store Store) error {
 		if plan.Refusal == nil {
 			p.recorded = step.Policy
 		}
-		if err := p.observe(ctx, store); err != nil {
+		if err := p.readBack(ctx, store); err != nil {
 			return err
 		}
 	}
 	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.wish.desired)
+}
+
+// readBackDelays are the pauses between reads of a changed policy: S3 may answer with the
+// old one for a while ("bucket configurations have an eventual consistency model",
+// docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel).
+var readBackDelays = []time.Duration{250 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
+
+// readBack observes the bucket until its policy is another one than before.
+func (p *bucketPass) readBack(ctx context.Context, store Store) error {
+	before := p.live.Policy
+	for i := 0; ; i++ {
+		if err := p.observe(ctx, store); err != nil || p.live.Policy != before || i == len(readBackDelays) {
+			return err
+		}
+		select {
+		case <-time.After(readBackDelays[i]):
+		case <-ctx.Done():
+			return fmt.Errorf("reading back the policy of bucket %s: %w", p.b.Name, ctx.Err())
+		}
+	}
 }
 
 func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {

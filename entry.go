@@ -110,11 +110,7 @@ func validateEntry(e *backupEntry) error {
 	if e.decodeErr != nil {
 		return configErrorf("the BackupEntry cannot be read: %v", e.decodeErr)
 	}
-	// Gardener's own derivation takes a name without "--" for a namespace; no client of
-	// Gardener makes one, and a mistake must not write credentials into a namespace
-	// such as kube-system.
-	technicalID, uid := splitEntryName(e.Name)
-	if technicalID == "" || uid == "" || technicalID == uid && !strings.Contains(e.Name, "--") {
+	if !hasNamespace(e) {
 		return configErrorf("metadata.name %q is not of the form <technical ID>--<UID>, so the namespace of its cluster is unknown", e.Name)
 	}
 	if e.BucketName == "" {
@@ -124,6 +120,14 @@ func validateEntry(e *backupEntry) error {
 		return configErrorf("spec.region is empty")
 	}
 	return nil
+}
+
+// hasNamespace says that an entry's name tells the namespace of its cluster. Gardener's
+// own derivation takes a name without "--" for a namespace; no client of Gardener makes
+// one, and a mistake must not write credentials into a namespace such as kube-system.
+func hasNamespace(e *backupEntry) bool {
+	technicalID, uid := splitEntryName(e.Name)
+	return technicalID != "" && uid != "" && strings.Contains(strings.TrimPrefix(e.Name, sourcePrefix), "--")
 }
 
 // ensureEtcdBackup writes the secret; started is called before the first write. A
@@ -285,7 +289,7 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 
 // deleteEtcdBackup deletes the entry's etcd-backup secret unless another entry wrote it.
 func (r *entryReconciler) deleteEtcdBackup(ctx context.Context, e *backupEntry) error {
-	if validateEntry(e) != nil {
+	if !hasNamespace(e) {
 		// Nothing was ever written for it.
 		return nil
 	}

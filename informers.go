@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -117,6 +118,12 @@ func (o *object) hasFinalizer(finalizer string) bool {
 
 func (o *object) succeeded() bool {
 	return o.LastOperation != nil && o.LastOperation.State == stateSucceeded
+}
+
+// interrupted says that the client asked for an operation after the last one ended; its
+// annotation is gone, but no status was written.
+func (o *object) interrupted() bool {
+	return o.LastOperation != nil && clientTime(o).After(o.LastOperation.LastUpdateTime)
 }
 
 // decoder reads fields of an unstructured object and keeps the first surprise.
@@ -325,16 +332,24 @@ func (a *admission) responsible(o *object) bool {
 	return ok && slices.Contains(a.classes, o.Class)
 }
 
-// onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go.
+// onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go, with
+// two exceptions. An operation that was cut off right after its annotation had been
+// removed is taken up again at the next start. And our own status writes while migrate
+// or restore is still annotated are no events, or a failing one would be retried at once
+// instead of with backoff.
 func (a *admission) onAdd(o *object) bool {
-	return a.ignoreOperationAnnotation || isOperation(o.operation()) || o.DeletionTimestamp != nil || !o.succeeded()
+	return a.ignoreOperationAnnotation || isOperation(o.operation()) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
 }
 
 func (a *admission) onUpdate(old, new *object) bool {
 	if a.ignoreOperationAnnotation {
 		return old.Generation != new.Generation
 	}
-	return isOperation(new.operation()) || new.DeletionTimestamp != nil && old.statusHash == new.statusHash
+	statusWrite := old.statusHash != new.statusHash
+	if isOperation(new.operation()) {
+		return !statusWrite || !maps.Equal(old.Annotations, new.Annotations)
+	}
+	return new.DeletionTimestamp != nil && !statusWrite
 }
 
 func isOperation(value string) bool {

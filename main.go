@@ -405,4 +405,3 @@ func renewHeartbeat(ctx context.Context, client kubernetes.Interface, namespace 
 	_, err = leases.Update(ctx, lease, metav1.UpdateOptions{FieldManager: fieldManager})
 	return wrapf(err, "renewing lease %s/%s", namespace, heartbeatLease)
 }
-

@@ -206,7 +206,6 @@ func replaceSecretPatch(existing, wanted *corev1.Secret) map[string]any {
 	return map[string]any{
 		"metadata": map[string]any{
 			"resourceVersion": existing.ResourceVersion,
-			"uid":             string(existing.UID),
 			"labels":          replaceMap(existing.Labels, wanted.Labels),
 			"annotations":     replaceMap(existing.Annotations, wanted.Annotations),
 		},

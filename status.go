@@ -200,7 +200,7 @@ func (c *resourceClient) release(ctx context.Context, o *object) error {
 			return nil
 		}
 		_, err = c.patch(ctx, o, map[string]any{"metadata": map[string]any{
-			"finalizers": kept, "resourceVersion": u.GetResourceVersion(), "uid": string(u.GetUID())}})
+			"finalizers": kept, "resourceVersion": u.GetResourceVersion()}})
 		return ignoreNotFound(err)
 	})
 }
