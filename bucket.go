@@ -59,10 +59,12 @@ func (r *reconciler) needsWork(o *object, wanted bool) bool {
 
 func (r *reconciler) openStore(o *object, bucket string, secret *corev1.Secret) (Store, error) {
 	store, err := r.stores.open(r.admission.stores[o.Type], bucketRef{Name: bucket, Region: o.Region}, secret.Data)
-	if err != nil {
+	var credentials *configError
+	var other *storeError
+	if errors.As(err, &credentials) && !errors.As(err, &other) {
 		return nil, fmt.Errorf("secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	return store, nil
+	return store, err
 }
 
 // maxEventNote is events.k8s.io's limit for a note, in bytes.
@@ -610,21 +612,24 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 	if _, err := store.Observe(ctx); err != nil {
 		return fail(err)
 	}
-	err = store.Delete(ctx)
-	if !errors.Is(err, errBucketNotEmpty) {
-		if err != nil {
+	for {
+		err := store.Delete(ctx)
+		if err == nil {
+			return 0, nil
+		}
+		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
 		}
-		return 0, nil
+		result, purgeErr := store.Purge(ctx, "")
+		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
+			return wait, err
+		}
+		// MinIO hides "a/b" from a list while an object "a" exists: what a first purge
+		// could not see is found by the next.
+		if result.Deleted == 0 {
+			return fail(err)
+		}
 	}
-	result, err := store.Purge(ctx, "")
-	if wait, err := r.purged(ctx, b, b.Name, result, err); wait > 0 || err != nil {
-		return wait, err
-	}
-	if err := store.Delete(ctx); err != nil {
-		return fail(err)
-	}
-	return 0, nil
 }
 
 // referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;

@@ -53,10 +53,17 @@ type secrets struct {
 	finalizer string
 }
 
+func checkSecretRef(ref types.NamespacedName) error {
+	if ref.Name == "" || ref.Namespace == "" {
+		return configErrorf("spec.secretRef is incomplete: both name and namespace are needed")
+	}
+	return nil
+}
+
 // get reads the secret that spec.secretRef names from the API server.
 func (s *secrets) get(ctx context.Context, ref types.NamespacedName) (*corev1.Secret, error) {
-	if ref.Name == "" || ref.Namespace == "" {
-		return nil, configErrorf("spec.secretRef is incomplete: both name and namespace are needed")
+	if err := checkSecretRef(ref); err != nil {
+		return nil, err
 	}
 	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -95,6 +102,23 @@ func (s *secrets) hold(ctx context.Context, secret *corev1.Secret) error {
 		return nil
 	}
 	return s.setFinalizers(ctx, secret, append(slices.Clone(secret.Finalizers), s.finalizer))
+}
+
+// holdUnread adds the finalizer and returns the secret, in one request. A strategic merge
+// patch adds to the finalizers whatever they are, so that they need not be read before.
+func (s *secrets) holdUnread(ctx context.Context, ref types.NamespacedName) (*corev1.Secret, error) {
+	if err := checkSecretRef(ref); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(map[string]any{"metadata": map[string]any{"finalizers": []string{s.finalizer}}})
+	if err != nil {
+		return nil, fmt.Errorf("encoding a patch of secret %s: %w", ref, err)
+	}
+	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Patch(ctx, ref.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{FieldManager: fieldManager})
+	if apierrors.IsNotFound(err) {
+		return nil, &secretMissingError{ref: ref}
+	}
+	return secret, wrapf(err, "adding a finalizer to secret %s", ref)
 }
 
 // release removes the finalizer after a fresh read: gardenlet patches the secret every

@@ -16,8 +16,9 @@ import (
 type Store interface {
 	// Observe returns what the cloud itself says about the bucket. A bucket that
 	// does not exist is no error. One that belongs to somebody else, or lies in
-	// another region, is (ERR_CONFIGURATION_PROBLEM), so that it is never adopted.
-	// At most 3 requests.
+	// another region, is, so that it is never adopted: ERR_CONFIGURATION_PROBLEM, or
+	// ERR_INFRA_UNAUTHORIZED where the store does not tell that from a missing
+	// permission. At most 3 requests, and once for a client one for its account.
 	Observe(ctx context.Context) (BucketState, error)
 	// Create makes the bucket; with immutable it can hold a policy. A bucket that
 	// we own already is no error.
@@ -54,7 +55,7 @@ type PurgeResult struct {
 	Deleted, Retained           int64
 	DeletedBytes, RetainedBytes int64
 	// RetainedUntil is when the newest retained version becomes free, as the store
-	// says; zero when it gives no date (a legal hold).
+	// says; zero when it gives no date (a legal hold, or it was deleted meanwhile).
 	RetainedUntil time.Time
 }
 
@@ -86,7 +87,8 @@ const storeS3 storeKind = "s3"
 
 // openStoreFunc returns the Store for a bucket with the credentials of a secret's
 // data. It makes no request. Clients are shared between buckets and reused until
-// the data changes. Its errors are *configError.
+// the data changes. What is wrong with the credentials is a *configError that names the
+// key, all else a *storeError.
 type openStoreFunc func(ref bucketRef, credentials map[string][]byte) (Store, error)
 
 // stores opens buckets by store kind.

@@ -57,6 +57,7 @@ const (
 	s3DeletesInFlight = 3
 	s3DefaultRegion   = "us-east-1"
 	s3UserAgent       = "bucketwarden"
+	s3ClockSkew       = 15 * time.Minute // S3 refuses requests whose time is off by more
 )
 
 // Keys of S3 credentials secrets, as etcd-backup-restore reads them
@@ -228,7 +229,7 @@ func newS3Clients(m *metrics) *s3Clients {
 // open implements openStoreFunc.
 func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
-		return nil, err
+		return nil, &storeError{code: codeConfigurationProblem, err: err}
 	}
 	client, err := c.client(ref.Region, credentials)
 	if err != nil {
@@ -957,6 +958,12 @@ func (b *s3Bucket) putObjectLock(ctx context.Context, rule *types.ObjectLockRule
 	if versioning.Status == types.BucketVersioningStatusEnabled {
 		return b.objectLockOnlyAtCreation()
 	}
+	// Of the stores that are not AWS, few can; versioning, which once enabled never goes
+	// away again, is not enabled on a guess.
+	if !b.aws {
+		return b.errorf(codeConfigurationProblem, errUnsupported, "bucket %q cannot be made immutable: it was created without object lock; "+
+			"if the store can enable that later, enable versioning on the bucket first, else the bucket has to be recreated", b.Name)
+	}
 	if err := b.putVersioning(ctx, types.BucketVersioningStatusEnabled); err != nil {
 		return b.failObjectLock(err)
 	}
@@ -1010,7 +1017,7 @@ func (b *s3Bucket) noObjectLock() error {
 
 func (b *s3Bucket) objectLockOnlyAtCreation() error {
 	return b.errorf(codeConfigurationProblem, errUnsupported, "bucket %q cannot be made immutable: it was created without object lock, "+
-		"and this store can enable it only when a bucket is created; the bucket has to be recreated", b.Name)
+		"and this store can enable it only when a bucket is created: the bucket has to be recreated", b.Name)
 }
 
 // wait sleeps before another attempt of what the SDK does not retry.
@@ -1527,7 +1534,8 @@ func (p *s3Purge) retainedUntil(ctx context.Context, start time.Time) (time.Time
 	retention, err := p.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &p.Name, Key: &p.newest.key, VersionId: &p.newest.id})
 	switch {
 	case err == nil:
-		if r := retention.Retention; r != nil && aws.ToTime(r.RetainUntilDate).After(start) {
+		// The store's clock decides, and ours may be ahead of it.
+		if r := retention.Retention; r != nil && aws.ToTime(r.RetainUntilDate).After(start.Add(-s3ClockSkew)) {
 			return *r.RetainUntilDate, nil
 		}
 	case s3Gone(err):

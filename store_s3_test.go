@@ -934,13 +934,14 @@ func TestS3EnableObjectLock(t *testing.T) {
 		part       string
 		calls      []string
 	}{
-		"store enables it":          {fails: 1, want: "Enabled", calls: []string{put, get, version, put}},
+		"AWS enables it":            {fails: 1, aws: true, want: "Enabled", calls: []string{"STS.GetCallerIdentity", put, get, version, put}},
+		"AWS does not":              {fails: -1, aws: true, want: "Suspended", code: codeConfigurationProblem, part: "recreated", calls: []string{"STS.GetCallerIdentity", put, get, version, put, put, put, put, version}},
 		"AWS needs a moment":        {fails: 3, aws: true, want: "Enabled", calls: []string{"STS.GetCallerIdentity", put, get, version, put, put, put}},
-		"MinIO":                     {fails: -1, want: "Suspended", code: codeConfigurationProblem, part: "recreated", calls: []string{put, get, version, put, version}},
+		"MinIO":                     {fails: -1, code: codeConfigurationProblem, part: "enable versioning on the bucket first", calls: []string{put, get}},
 		"MinIO, versioned already":  {versioning: "Enabled", fails: -1, want: "Enabled", code: codeConfigurationProblem, part: "recreated", calls: []string{put, get}},
 		"no object lock":            {fails: -1, status: 501, error: "NotImplemented", code: codeConfigurationProblem, part: "no object lock", calls: []string{put}},
 		"another error":             {fails: -1, status: 403, error: "AccessDenied", code: codeUnauthorized, part: "s3:PutBucketObjectLockConfiguration", calls: []string{put}},
-		"no configuration to write": {fails: -1, status: 404, error: "ObjectLockConfigurationNotFoundError", want: "Suspended", code: codeConfigurationProblem, part: "recreated", calls: []string{put, get, version, put, version}},
+		"no configuration to write": {fails: -1, status: 404, error: "ObjectLockConfigurationNotFoundError", code: codeConfigurationProblem, part: "recreated", calls: []string{put, get}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeS3(t, false)

@@ -126,7 +126,7 @@ func TestBucketWritesAreOrdered(t *testing.T) {
 	if deleted.revision > released.revision || released.revision > gone.revision {
 		t.Errorf("want Delete/Succeeded (%v), the secret's finalizer gone (%v), the object gone (%v) in this order", deleted, released, gone)
 	}
-	if bucketExists(t, name) {
+	if bucketExists(t, store, name) {
 		t.Error("the bucket still exists")
 	}
 	awaitEvent(t, "BucketDeleted", name)

@@ -192,14 +192,20 @@ func reconcile(t *testing.T, resource schema.GroupVersionResource, name string, 
 	return operate(t, resource, name, "reconcile", change)
 }
 
+// operate sets an operation annotation. Its timestamp is later than the last status, so
+// that only a status written for this operation makes the object healthy again.
 func operate(t *testing.T, resource schema.GroupVersionResource, name, operation string, change func(*unstructured.Unstructured)) *unstructured.Unstructured {
 	t.Helper()
 	return update(t, resource, name, func(o *unstructured.Unstructured) {
 		if change != nil {
 			change(o)
 		}
+		now := time.Now().UTC()
+		if last, err := time.Parse(time.RFC3339, str(o, "status", "lastOperation", "lastUpdateTime")); err == nil && !now.Truncate(time.Second).After(last) {
+			now = last.Add(time.Second)
+		}
 		annotate(o, annotationOperation, operation)
-		annotate(o, annotationTimestamp, timestamp())
+		annotate(o, annotationTimestamp, now.Format(time.RFC3339Nano))
 	})
 }
 

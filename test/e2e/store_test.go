@@ -23,10 +23,10 @@ func s3Code(err error) string {
 	return ""
 }
 
-// bucketExists asks minio.
-func bucketExists(t *testing.T, bucket string) bool {
+// bucketExists asks the store.
+func bucketExists(t *testing.T, client *s3.Client, bucket string) bool {
 	t.Helper()
-	list, err := store.ListBuckets(t.Context(), &s3.ListBucketsInput{})
+	list, err := client.ListBuckets(t.Context(), &s3.ListBucketsInput{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,8 +98,13 @@ func makeBucket(t *testing.T, bucket string, lockable bool) {
 func makeVersioned(t *testing.T, bucket string) {
 	t.Helper()
 	makeBucket(t, bucket, false)
+	putVersioning(t, bucket, types.BucketVersioningStatusEnabled)
+}
+
+func putVersioning(t *testing.T, bucket string, status types.BucketVersioningStatus) {
+	t.Helper()
 	if _, err := store.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
-		Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+		Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: status},
 	}); err != nil {
 		t.Fatal(err)
 	}
