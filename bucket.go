@@ -584,9 +584,6 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	if wait, err := r.deleteBucket(ctx, b); wait > 0 || err != nil {
 		return wait, err
 	}
-	r.metrics.bucketsDeleted.Inc()
-	klog.FromContext(ctx).Info("Deleted the bucket")
-	r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
 	if err := r.resource.success(ctx, &b.object, operationTypeDelete, "The bucket is deleted", nil); err != nil {
 		return 0, err
 	}
@@ -598,6 +595,11 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 
 func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
 	fail := func(err error) (time.Duration, error) {
+		if errors.Is(err, errNotOurBucket) {
+			klog.FromContext(ctx).Info("Released the BackupBucket without deleting a bucket", "reason", err.Error())
+			r.warn(b, "BucketLeft", "Delete", "The BackupBucket is released, no bucket was deleted: %v", err)
+			return 0, nil
+		}
 		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
 	}
 	secret, err := r.secrets.get(ctx, b.SecretRef)
@@ -608,13 +610,19 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 	if err != nil {
 		return fail(err)
 	}
-	// A bucket of somebody else is never touched.
-	if _, err := store.Observe(ctx); err != nil {
-		return fail(err)
+	// A bucket of somebody else is never touched, one that is gone needs no deletion.
+	if state, err := store.Observe(ctx); err != nil || !state.Exists {
+		if err != nil {
+			return fail(err)
+		}
+		return 0, nil
 	}
 	for {
 		err := store.Delete(ctx)
 		if err == nil {
+			r.metrics.bucketsDeleted.Inc()
+			klog.FromContext(ctx).Info("Deleted the bucket")
+			r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
 			return 0, nil
 		}
 		if !errors.Is(err, errBucketNotEmpty) {

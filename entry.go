@@ -290,6 +290,10 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 		return 0, r.resource.failure(ctx, &e.object, operationTypeDelete, err, nil)
 	}
 	result, err := r.purge(ctx, e, source)
+	if errors.Is(err, errNotOurBucket) {
+		r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry is released, there are no objects of ours to delete: %v", err)
+		err = nil
+	}
 	if wait, err := r.purged(ctx, e, e.BucketName, result, err); wait > 0 || err != nil {
 		return wait, err
 	}

@@ -295,8 +295,12 @@ func TestResponsible(t *testing.T) {
 func TestAdmitAdd(t *testing.T) {
 	now := metav1.Now()
 	succeeded := &lastOperation{State: stateSucceeded}
+	at := &lastOperation{State: stateSucceeded, LastUpdateTime: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	operation := func(value string) metav1.ObjectMeta {
 		return metav1.ObjectMeta{Annotations: map[string]string{annotationOperation: value}}
+	}
+	timestamp := func(value string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Annotations: map[string]string{annotationTimestamp: value}}
 	}
 	tests := []struct {
 		name string
@@ -314,6 +318,9 @@ func TestAdmitAdd(t *testing.T) {
 		{"annotated wait-for-state", object{ObjectMeta: operation(operationWaitForState), LastOperation: succeeded}, false},
 		{"annotated with something else", object{ObjectMeta: operation("rotate"), LastOperation: succeeded}, false},
 		{"deleting", object{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}, LastOperation: succeeded}, true},
+		{"cut off after the annotation was removed", object{ObjectMeta: timestamp("2026-01-02T03:04:06.1Z"), LastOperation: at}, true},
+		{"succeeded in the second of the timestamp", object{ObjectMeta: timestamp("2026-01-02T03:04:05.9Z"), LastOperation: at}, false},
+		{"succeeded after the timestamp", object{ObjectMeta: timestamp("2026-01-02T03:04:04Z"), LastOperation: at}, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -350,6 +357,9 @@ func TestAdmitUpdate(t *testing.T) {
 		{"annotated restore", object{ObjectMeta: meta(1, operationWaitForState, false)}, object{ObjectMeta: meta(1, operationRestore, false)}, true, false},
 		{"annotated migrate", object{ObjectMeta: meta(1, "", false)}, object{ObjectMeta: meta(1, operationMigrate, false)}, true, false},
 		{"annotated wait-for-state", object{ObjectMeta: meta(1, "", false)}, object{ObjectMeta: meta(1, operationWaitForState, false)}, false, false},
+		{"status changed while annotated", object{ObjectMeta: meta(1, operationMigrate, false), statusHash: 1}, object{ObjectMeta: meta(1, operationMigrate, false), statusHash: 2}, false, false},
+		{"annotated again while annotated", object{ObjectMeta: meta(1, operationMigrate, false), statusHash: 1}, object{ObjectMeta: meta(1, operationMigrate, false), statusHash: 1}, true, false},
+		{"annotated and status changed at once", object{ObjectMeta: meta(1, "", false), statusHash: 1}, object{ObjectMeta: meta(1, operationReconcile, false), statusHash: 2}, true, false},
 		{"annotation removed", object{ObjectMeta: meta(1, operationReconcile, false)}, object{ObjectMeta: meta(1, "", false)}, false, false},
 		{"status changed", object{statusHash: 1}, object{statusHash: 2}, false, false},
 		{"deletion asked for", object{ObjectMeta: meta(1, "", false)}, object{ObjectMeta: meta(2, "", true)}, true, true},

@@ -61,6 +61,10 @@ type PurgeResult struct {
 
 var (
 	errBucketNotEmpty = errors.New("the bucket is not empty")
+	// errNotOurBucket is in the chain of errors that say that the name stands for no
+	// bucket of ours: it belongs to somebody else, lies in another region, or is one that
+	// no bucket can have. There is nothing of ours to delete then.
+	errNotOurBucket = errors.New("not a bucket of ours")
 	// errUnsupported is what a store answers to a feature that it does not have.
 	errUnsupported = errors.New("the store does not support this")
 )

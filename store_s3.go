@@ -229,7 +229,7 @@ func newS3Clients(m *metrics) *s3Clients {
 // open implements openStoreFunc.
 func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
-		return nil, &storeError{code: codeConfigurationProblem, err: err}
+		return nil, &storeError{code: codeConfigurationProblem, err: &s3Failure{text: err.Error(), cause: errors.Join(errNotOurBucket, err)}}
 	}
 	client, err := c.client(ref.Region, credentials)
 	if err != nil {
@@ -735,8 +735,12 @@ func (b *s3Bucket) fail(err error) error {
 	case s3ErrorCode(err) == "" && s3Status(err) == 0: // the SDK itself
 		text = b.clean(err, s3Innermost(err).Error())
 	default:
-		if code, text = b.answer(err, service, operation, code); s3Unsupported(err) {
+		code, text = b.answer(err, service, operation, code)
+		switch {
+		case s3Unsupported(err):
 			err = errUnsupported
+		case s3ErrorCode(err) == "BucketAlreadyExists", b.otherRegion(err) != "":
+			err = errNotOurBucket
 		}
 	}
 	return b.errorf(code, err, "%s %s for bucket %q failed: %s", service, operation, b.Name, text)
@@ -851,7 +855,7 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 	}
 	// Other stores say us-east-1, or nothing, of every bucket.
 	if region := aws.ToString(head.BucketRegion); b.aws && region != "" && region != b.Region {
-		return BucketState{}, b.errorf(codeConfigurationProblem, nil, "bucket %q lies in region %q and not in %q", b.Name, region, b.Region)
+		return BucketState{}, b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q lies in region %q and not in %q", b.Name, region, b.Region)
 	}
 	return BucketState{Exists: true}, nil
 }
@@ -876,7 +880,7 @@ func (b *s3Bucket) denied(ctx context.Context, denied error) error {
 	case err == nil && slices.ContainsFunc(list.Buckets, func(bucket types.Bucket) bool { return aws.ToString(bucket.Name) == b.Name }):
 		return b.fail(denied)
 	case err == nil && aws.ToString(list.ContinuationToken) == "":
-		return b.errorf(codeConfigurationProblem, denied, "bucket %q exists and is not among the buckets of these credentials: "+
+		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q exists and is not among the buckets of these credentials: "+
 			"it belongs to somebody else, or a policy hides it; choose another name or other credentials", b.Name)
 	}
 	return b.errorf(codeUnauthorized, denied, "access to bucket %q is denied: it belongs to somebody else, "+

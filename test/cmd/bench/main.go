@@ -324,6 +324,11 @@ func (b *bench) newEntries(ctx context.Context, n int) error {
 	}
 	b.row(fmt.Sprintf("%d new entries", n), "at least 150/s", fmt.Sprintf("%.0f/s", rate))
 	b.row("API requests per new entry", "at most 6", fmt.Sprintf("%.2f", requests))
+	cpu, err := b.daemon.Value(ctx, "process_cpu_seconds_total")
+	if err != nil {
+		return err
+	}
+	b.row("CPU time of the daemon per new entry", "", fmt.Sprintf("%.1f ms", cpu*1000/float64(n)))
 	if err := b.checkHealthy(ctx, n); err != nil {
 		return err
 	}

@@ -1,0 +1,404 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
+)
+
+// mainTestInCluster says that the test itself runs in a pod.
+func mainTestInCluster() bool {
+	_, err := os.Stat(serviceAccountNamespaceFile)
+	return err == nil
+}
+
+func TestFlagDefaults(t *testing.T) {
+	c, err := parseFlags(nil, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mainTestInCluster() {
+		c.namespace = ""
+	}
+	want := config{
+		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3}, class: "shoot", concurrentSyncs: 5, verifyInterval: 10 * time.Minute,
+		metricsAddress: ":8080", healthAddress: ":8081",
+	}
+	if !maps.Equal(c.types, want.types) {
+		t.Errorf("types: got %v, want %v", c.types, want.types)
+	}
+	c.types, want.types = nil, nil
+	if got, want := *c, want; got.kubeconfig != want.kubeconfig || got.class != want.class || got.ignoreOperationAnnotation != want.ignoreOperationAnnotation ||
+		got.concurrentSyncs != want.concurrentSyncs || got.verifyInterval != want.verifyInterval || got.metricsAddress != want.metricsAddress ||
+		got.healthAddress != want.healthAddress || got.namespace != want.namespace {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	c, err := parseFlags([]string{"--kubeconfig=k", "--type=s3=s3", "--type", "minio=s3", "--class=garden", "--ignore-operation-annotation", "--concurrent-syncs=1",
+		"--verify-interval=1s", "--metrics-address=127.0.0.1:1", "--health-address=127.0.0.1:2", "--namespace=n", "-v=0"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(c.types, typeFlag{"s3": storeS3, "minio": storeS3}) {
+		t.Errorf("types: got %v, want the given ones alone", c.types)
+	}
+	if c.kubeconfig != "k" || c.class != "garden" || !c.ignoreOperationAnnotation || c.concurrentSyncs != 1 || c.verifyInterval != time.Second ||
+		c.metricsAddress != "127.0.0.1:1" || c.healthAddress != "127.0.0.1:2" || c.namespace != "n" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestFlagMistakes(t *testing.T) {
+	tests := []struct{ arg, want string }{
+		{"--concurrent-syncs=0", "--concurrent-syncs is 0, must be at least 1"},
+		{"--concurrent-syncs=-1", "--concurrent-syncs is -1, must be at least 1"},
+		{"--concurrent-syncs=many", "invalid value"},
+		{"--verify-interval=999ms", "--verify-interval is 999ms, must be at least 1s"},
+		{"--verify-interval=-1m", "--verify-interval is -1m0s, must be at least 1s"},
+		{"--verify-interval=1", "invalid value"},
+		{"--type=aws", `"aws" is not NAME=STORE`},
+		{"--type==s3", `"=s3" is not NAME=STORE`},
+		{"--type=", `"" is not NAME=STORE`},
+		{"--type=gcp=gcs", `unknown store "gcs", must be s3`},
+		{"--type=s3=", `unknown store "", must be s3`},
+		{"--unknown", "not defined"},
+		{"argument", `unexpected argument "argument"`},
+		{"-v=high", "invalid value"},
+	}
+	for _, test := range tests {
+		t.Run(test.arg, func(t *testing.T) {
+			// The kubeconfig ends the run if the mistake is not found.
+			err := run(t.Context(), []string{"--kubeconfig=/nonexistent/kubeconfig", test.arg}, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	var output bytes.Buffer
+	if err := run(t.Context(), []string{"--help"}, &output); !errors.Is(err, flag.ErrHelp) {
+		t.Fatalf("got %v", err)
+	}
+	want := []string{"class", "concurrent-syncs", "health-address", "ignore-operation-annotation", "kubeconfig", "metrics-address", "namespace", "type", "v", "verify-interval"}
+	var got []string
+	for _, match := range regexp.MustCompile(`(?m)^  -(\S+).*\n? +\t?(\S.*)$`).FindAllStringSubmatch(output.String(), -1) {
+		got = append(got, match[1])
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("documented: got %q, want %q in\n%s", got, want, output.String())
+	}
+	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, "aws=s3, s3=s3 and S3=s3"} {
+		if !strings.Contains(output.String(), value) {
+			t.Errorf("%s is missing in\n%s", value, output.String())
+		}
+	}
+}
+
+func TestTypeFlag(t *testing.T) {
+	var types typeFlag
+	if got := types.String(); got != "" {
+		t.Errorf("empty: got %q", got)
+	}
+	for _, value := range []string{"s3=s3", "aws=s3", "s3=s3"} {
+		if err := types.Set(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := types.String(); got != "aws=s3,s3=s3" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestClasses(t *testing.T) {
+	for value, want := range map[string][]string{
+		"":               {"shoot"},
+		" , ":            {"shoot"},
+		"shoot":          {"shoot"},
+		"garden":         {"garden"},
+		"garden, shoot,": {"garden", "shoot"},
+	} {
+		if got := (&config{class: value}).classes(); !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, want %q", value, got, want)
+		}
+	}
+}
+
+func TestRESTConfig(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Setenv("KUBECONFIG", "")
+	if _, err := restConfig(""); err == nil || !strings.Contains(err.Error(), "--kubeconfig") {
+		t.Errorf("nothing given: got %v, want what to do", err)
+	}
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	text := `{"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+		"clusters": [{"name": "c", "cluster": {"server": "https://api.example.com"}}], "users": [{"name": "u", "user": {}}]}`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if rc, err := restConfig(file); err != nil || rc.Host != "https://api.example.com" {
+		t.Errorf("given: got %v, %v", rc, err)
+	}
+	t.Setenv("KUBECONFIG", file)
+	if rc, err := restConfig(""); err != nil || rc.Host != "https://api.example.com" {
+		t.Errorf("$KUBECONFIG: got %v, %v", rc, err)
+	}
+	if _, err := restConfig(file + "x"); err == nil {
+		t.Error("a missing file: no error")
+	}
+}
+
+func TestHeartbeat(t *testing.T) {
+	client := fake.NewClientset()
+	first := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+	for _, now := range []time.Time{first, first.Add(heartbeatInterval)} {
+		if err := renewHeartbeat(t.Context(), client, "own", now); err != nil {
+			t.Fatal(err)
+		}
+		lease, err := client.CoordinationV1().Leases("own").Get(t.Context(), "gardener-extension-heartbeat", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := lease.Spec
+		if spec.HolderIdentity == nil || *spec.HolderIdentity != "bucketwarden" || spec.LeaseDurationSeconds == nil || *spec.LeaseDurationSeconds != 30 ||
+			spec.RenewTime == nil || !spec.RenewTime.Time.Equal(now) {
+			t.Errorf("at %s: got %+v", now, spec)
+		}
+	}
+
+	for _, verb := range []string{"get", "create", "update"} {
+		t.Run("no right to "+verb, func(t *testing.T) {
+			client := fake.NewClientset()
+			if verb == "update" {
+				client = fake.NewClientset(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "own", Name: heartbeatLease}})
+			}
+			client.PrependReactor(verb, "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+				return true, nil, apierrors.NewForbidden(coordinationv1.Resource("leases"), heartbeatLease, nil)
+			})
+			err := renewHeartbeat(t.Context(), client, "own", first)
+			if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "lease own/"+heartbeatLease) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestHealth(t *testing.T) {
+	d := &daemon{}
+	handler := d.healthHandler()
+	expect := func(path string, want int) {
+		t.Helper()
+		response := httptest.NewRecorder()
+		handler.ServeHTTP(response, httptest.NewRequest(http.MethodGet, path, nil))
+		if response.Code != want {
+			t.Errorf("%s, ready %t: got %d, want %d", path, d.ready.Load(), response.Code, want)
+		}
+	}
+	expect("/livez", http.StatusOK)
+	expect("/readyz", http.StatusServiceUnavailable)
+	expect("/other", http.StatusNotFound)
+	d.ready.Store(true)
+	expect("/livez", http.StatusOK)
+	expect("/readyz", http.StatusOK)
+}
+
+// mainTestStore is a bucket that is as it should be.
+type mainTestStore struct{ Store }
+
+func (mainTestStore) Observe(context.Context) (BucketState, error) {
+	return BucketState{Exists: true}, nil
+}
+func (mainTestStore) Harden(context.Context) ([]string, error) { return nil, nil }
+
+func TestDaemon(t *testing.T) {
+	for _, ignore := range []bool{false, true} {
+		name := "annotation mode"
+		if ignore {
+			name = "ignoring annotations"
+		}
+		t.Run(name, func(t *testing.T) {
+			// The bucket was reconciled before; the entry is new.
+			bucket := informersTestObject(t, `
+apiVersion: extensions.gardener.cloud/v1alpha1
+kind: BackupBucket
+metadata: {name: seed, uid: uid-1, generation: 1, finalizers: [extensions.gardener.cloud/backupbucket]}
+spec: {type: s3, region: eu-1, secretRef: {name: credentials, namespace: garden}}
+status: {observedGeneration: 1, lastOperation: {type: Create, state: Succeeded, progress: 100, description: x, lastUpdateTime: "2026-01-02T03:04:05Z"}}
+`)
+			entry := informersTestObject(t, `
+apiVersion: extensions.gardener.cloud/v1alpha1
+kind: BackupEntry
+metadata: {name: shoot--a--b--1, uid: uid-2, generation: 1, annotations: {gardener.cloud/operation: reconcile}}
+spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, namespace: garden}}
+`)
+			core := fake.NewClientset(
+				&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shoot--a--b"}},
+				&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "garden", Name: "credentials"},
+					Data: map[string][]byte{"accessKeyID": []byte("id"), "secretAccessKey": []byte("key"), "region": []byte("eu-1")}})
+			dyn := informersTestDynamic(bucket, entry)
+			scheme := metadatafake.NewTestScheme()
+			if err := metav1.AddMetaToScheme(scheme); err != nil {
+				t.Fatal(err)
+			}
+			c := &config{ignoreOperationAnnotation: ignore, concurrentSyncs: 2, verifyInterval: time.Hour,
+				metricsAddress: "127.0.0.1:0", healthAddress: "127.0.0.1:0", namespace: "own"}
+			if err := c.complete(); err != nil {
+				t.Fatal(err)
+			}
+			d := &daemon{config: c, core: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
+			open := func(bucketRef, map[string][]byte) (Store, error) { return mainTestStore{}, nil }
+			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), stores{storeS3: open}, d.broadcaster.NewRecorder(runtime.NewScheme(), programName)); err != nil {
+				t.Fatal(err)
+			}
+
+			logger := ktesting.NewLogger(ktesting.NopTL{}, ktesting.NewConfig(ktesting.BufferLogs(true)))
+			log := logger.GetSink().(ktesting.Underlier).GetBuffer()
+			ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logger))
+			defer stop()
+			ended := make(chan error, 1)
+			go func() { ended <- d.run(ctx) }()
+			informersTestAwait(t, "ready", d.ready.Load)
+
+			address := func(server string) string {
+				match := regexp.MustCompile(`Serving ` + server + ` address="([^"]+)"`).FindStringSubmatch(log.String())
+				if match == nil {
+					t.Fatalf("the address of %s is not logged:\n%s", server, log.String())
+				}
+				return match[1]
+			}
+			health, metrics := address("health"), address("metrics")
+			if status, body := mainTestGet(t, "http://"+health+"/readyz"); status != http.StatusOK || body != "ok\n" {
+				t.Errorf("/readyz: %d %s", status, body)
+			}
+			informersTestAwait(t, "the entry has its secret and Succeeded", func() bool {
+				u, err := dyn.Resource(entriesGVR).Get(ctx, "shoot--a--b--1", metav1.GetOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				e := decodeEntry(u)
+				secret, err := core.CoreV1().Secrets("shoot--a--b").Get(ctx, "etcd-backup", metav1.GetOptions{})
+				return err == nil && string(secret.Data["bucketName"]) == "seed" && e.succeeded() && e.operation() == "" && e.hasFinalizer(finalizerBackupEntry)
+			})
+			informersTestAwait(t, "the bucket is verified", func() bool {
+				return queueTestSeries(t, d.metrics, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket", "seed") > 0
+			})
+			informersTestAwait(t, "heartbeat", func() bool {
+				_, err := core.CoordinationV1().Leases("own").Get(ctx, heartbeatLease, metav1.GetOptions{})
+				return err == nil
+			})
+			if status, body := mainTestGet(t, "http://"+metrics+"/metrics"); status != http.StatusOK || !strings.Contains(body, `bucketwarden_backupbucket_info{bucket="seed",region="eu-1",type="s3"} 1`) {
+				t.Errorf("/metrics: %d %s", status, body)
+			}
+
+			stop()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatal("does not stop")
+			}
+			if d.ready.Load() {
+				t.Error("ready after the end")
+			}
+			for _, server := range []string{health, metrics} {
+				if response, err := http.Get("http://" + server + "/livez"); err == nil {
+					_ = response.Body.Close()
+					t.Errorf("%s still answers", server)
+				}
+			}
+			for _, controller := range d.controllers {
+				if !controller.queue.ShuttingDown() {
+					t.Errorf("the queue of %s still runs", controller.resource)
+				}
+			}
+		})
+	}
+}
+
+func mainTestGet(t *testing.T, url string) (int, string) {
+	t.Helper()
+	response, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(body)
+}
+
+func TestDaemonStopsBeforeItIsReady(t *testing.T) {
+	d := mainTestBareDaemon(t, "127.0.0.1:0")
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := d.run(ctx); err != nil {
+		t.Error(err)
+	}
+	if d.ready.Load() {
+		t.Error("ready")
+	}
+}
+
+func TestDaemonNeedsItsAddresses(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	address := taken.Addr().String()
+	if err := mainTestBareDaemon(t, address).run(t.Context()); err == nil || !strings.Contains(err.Error(), "listening for health on "+address) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// mainTestBareDaemon has nothing to work on.
+func mainTestBareDaemon(t *testing.T, healthAddress string) *daemon {
+	t.Helper()
+	core := fake.NewClientset()
+	c := &config{concurrentSyncs: 1, verifyInterval: time.Hour, metricsAddress: "127.0.0.1:0", healthAddress: healthAddress, namespace: "own"}
+	if err := c.complete(); err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{config: c, core: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
+	if err := d.wire(informersTestDynamic(), nil, stores{}, events.NewFakeRecorder(1)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, controller := range d.controllers {
+			controller.queue.ShutDown()
+		}
+	})
+	return d
+}
