@@ -564,10 +564,8 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		// The cache lags; what the object is now comes as an event of its own.
 		return 0, nil
 	}
-	if b.operation() != "" {
-		if err := r.resource.claim(ctx, &b.object, true); err != nil {
-			return 0, err
-		}
+	if err := r.resource.claim(ctx, &b.object, true); err != nil {
+		return 0, err
 	}
 	user, err := r.referringEntry(ctx, b)
 	if err != nil {

@@ -273,6 +273,9 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 		// The cache lags; what the object is now comes as an event of its own.
 		return 0, nil
 	}
+	if err := r.resource.claim(ctx, &e.object, true); err != nil {
+		return 0, err
+	}
 	if err := r.resource.processing(ctx, &e.object, operationTypeDelete, "Deleting the etcd-backup secret and the objects"); err != nil {
 		return 0, err
 	}

@@ -67,8 +67,6 @@ func TestBadInput(t *testing.T) {
 	stranger := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(stranger.Close)
 	strangerCA := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: stranger.Certificate().Raw})
-	website := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html><body>It works!</body></html>") }))
-	t.Cleanup(website.Close)
 
 	good, goodTLS := minio.SecretData(minio.Endpoint), secure.SecretData(secure.Endpoint)
 	goodConfig := func() map[string]any { return providerConfig(d.kind, immutability("compliance", "96h")) }
@@ -130,8 +128,6 @@ func TestBadInput(t *testing.T) {
 		[]string{codeRetryableConfiguration, codeRetryableDependencies}, "name.invalid")
 	badSecret("endpoint that refuses connections", with(good, map[string][]byte{"endpoint": []byte("http://127.0.0.1:1")}), good, []string{codeRetryableDependencies}, "127.0.0.1:1")
 	badSecret("endpoint without TLS", with(good, map[string][]byte{"endpoint": []byte(strings.Replace(minio.Endpoint, "http:", "https:", 1))}), good, retryable, "does not speak TLS")
-	badSecret("endpoint that is a website", with(good, map[string][]byte{"endpoint": []byte(website.URL)}), good,
-		[]string{codeConfiguration, codeRetryableConfiguration, codeRetryableDependencies})
 	badSecret("CA that does not parse", with(goodTLS, map[string][]byte{"trustedCaCert": []byte("-----BEGIN CERTIFICATE-----\nnot one\n-----END CERTIFICATE-----\n")}), goodTLS, configuration, "trustedCaCert")
 	badSecret("CA of somebody else", with(goodTLS, map[string][]byte{"trustedCaCert": strangerCA}), goodTLS, retryable, "unknown authority", "trustedCaCert")
 	badSecret("CA missing", with(goodTLS, map[string][]byte{"trustedCaCert": nil}), goodTLS, retryable, "unknown authority", "trustedCaCert")
@@ -202,6 +198,10 @@ func TestBadInput(t *testing.T) {
 
 	t.Run("no hot loop", func(t *testing.T) {
 		// While everything stays broken, retries cost little and write nothing.
+		revisions := map[string]string{}
+		for _, c := range cases {
+			revisions[c.what] = get(t, buckets, c.name).GetResourceVersion()
+		}
 		passes, requests, written, stored := d.passes(t, "backupbuckets"), d.requests(t), d.requests(t, writes...), d.value(t, "bucketwarden_store_request_duration_seconds")
 		d.awaitPasses(t, "backupbuckets", float64(3*len(cases)))
 		written = d.requests(t, writes...) - written
@@ -214,6 +214,9 @@ func TestBadInput(t *testing.T) {
 		}
 		for _, c := range cases {
 			untouched(t, c)
+			if o := get(t, buckets, c.name); o.GetResourceVersion() != revisions[c.what] {
+				t.Errorf("%s: the BackupBucket was written again: %v", c.what, o.Object["status"])
+			}
 		}
 	})
 
@@ -233,6 +236,22 @@ func TestBadInput(t *testing.T) {
 			waitHealthy(t, buckets, c.name)
 		})
 	}
+}
+
+// What answers every request with a page must not pass for a locked bucket.
+func TestBucketOnAWebsite(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	website := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html><body>It works!</body></html>") }))
+	t.Cleanup(website.Close)
+	name := newName("bad")
+	writeSecret(t, secretName(buckets, name), with(minio.SecretData(website.URL), nil))
+	create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+	waitFor(t, buckets, name, inState("Error"))
+	mustEqual(t, "locked", d.value(t, "bucketwarden_backupbucket_locked", "bucket="+name), 0.0)
+	writeSecret(t, secretName(buckets, name), minio.SecretData(minio.Endpoint))
+	waitHealthy(t, buckets, name)
+	checkRetention(t, name, "COMPLIANCE 4")
 }
 
 // MinIO can enable object lock only when it creates a bucket.

@@ -24,7 +24,7 @@ import (
 
 // timeout is for everything awaited. Nothing is expected to take this long; the
 // machine may be slow, and a condition that never holds has to end some time.
-const timeout = 2 * time.Minute
+const timeout = time.Minute
 
 const gardenNamespace = "garden"
 
