@@ -157,6 +157,7 @@ type bucketReconciler struct {
 func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
 	obj, exists, err := r.objects.GetByKey(key.String())
 	if err != nil || !exists {
+		r.resource.controller.gone(key)
 		return 0, err
 	}
 	b, ok := obj.(*backupBucket)

@@ -27,6 +27,7 @@ type entryReconciler struct {
 func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
 	obj, exists, err := r.objects.GetByKey(key.String())
 	if err != nil || !exists {
+		r.resource.controller.gone(key)
 		return 0, err
 	}
 	e, ok := obj.(*backupEntry)

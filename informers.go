@@ -384,11 +384,13 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 			if !ok1 || !ok2 {
 				return
 			}
-			c.caughtUp(new.common())
+			c.stale(new.common())
 			switch {
 			case a.responsible(new.common()):
 				if a.onUpdate(old.common(), new.common()) {
 					admit(new.common())
+				} else if seen != nil && !a.responsible(old.common()) {
+					seen(cache.MetaObjectToName(new.common()))
 				}
 			case a.responsible(old.common()):
 				c.gone(cache.MetaObjectToName(new.common()))

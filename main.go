@@ -151,7 +151,8 @@ func main() {
 func parseFlags(args []string, output io.Writer) (*config, error) {
 	c := &config{}
 	fs := flag.NewFlagSet(programName, flag.ContinueOnError)
-	fs.SetOutput(output)
+	// run's caller reports errors; only help is printed here.
+	fs.SetOutput(io.Discard)
 	c.register(fs)
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
@@ -159,6 +160,10 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 		fs.Var(v.Value, "v", "log `verbosity`: 0 what an operator should see, 2 each pass, 4 and more for debugging")
 	}
 	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fs.SetOutput(output)
+			fs.Usage()
+		}
 		return nil, err
 	}
 	if fs.NArg() > 0 {

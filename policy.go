@@ -1,6 +1,7 @@
 package main
 
 import (
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -186,6 +187,12 @@ func parsePolicy(providerType string, raw []byte) (Policy, error) {
 	var config s3BucketConfig
 	strict, err := json.UnmarshalStrict(raw, &config)
 	if err != nil {
+		// encoding/json says the same with a typed error that names the field.
+		var mismatch *stdjson.UnmarshalTypeError
+		if errors.As(stdjson.Unmarshal(raw, &config), &mismatch) {
+			path := strings.TrimSuffix("spec.providerConfig."+mismatch.Field, ".")
+			return Policy{}, configErrorf("%s must not be a JSON %s", path, mismatch.Value)
+		}
 		return Policy{}, configErrorf("spec.providerConfig cannot be decoded: %v", err)
 	}
 	// Group and kind come first: with another kind, its fields are unknown as well.
@@ -197,7 +204,7 @@ func parsePolicy(providerType string, raw []byte) (Policy, error) {
 		return Policy{}, configErrorf("spec.providerConfig.apiVersion is %q, must be %q for spec.type %q", config.APIVersion, want, providerType)
 	}
 	if len(strict) > 0 {
-		return Policy{}, configErrorf("spec.providerConfig is not valid: %v", errors.Join(strict...))
+		return Policy{}, configErrorf("spec.providerConfig is not valid: %s", strings.ReplaceAll(errors.Join(strict...).Error(), "\n", ", "))
 	}
 	if config.Immutability == nil {
 		return Policy{}, nil

@@ -362,3 +362,17 @@ func FuzzParsePolicy(f *testing.F) {
 		}
 	})
 }
+
+func TestParsePolicyMessagesAreReadable(t *testing.T) {
+	for _, raw := range []string{
+		"{" + policyTestHeader + `, "foo": 1, "bar": 2}`,
+		policyTestConfig(`"retentionPeriod": 96`),
+		"{" + policyTestHeader + `, "immutability": "locked"}`,
+		"[]",
+	} {
+		_, err := parsePolicy("s3", []byte(raw))
+		if message := err.Error(); strings.ContainsAny(message, "\n") || strings.Contains(message, "Go ") || strings.Contains(message, "main.") {
+			t.Errorf("not one readable sentence: %s", message)
+		}
+	}
+}

@@ -23,8 +23,9 @@ const (
 	// (gardener/gardener pkg/controllerutils/miscellaneous.go).
 	reconcileTimeout = 3 * time.Minute
 
-	// stopGrace is how long running passes may go on after SIGTERM; a pod has 30 s.
-	stopGrace = 20 * time.Second
+	// stopGrace is how long running passes may go on after SIGTERM; a pod has 30 s, of
+	// which a last status write may need writeTimeout.
+	stopGrace = 12 * time.Second
 
 	// staleRetry is how soon an item whose cached object lags behind our own last
 	// write is looked at again; watches lag by milliseconds.
@@ -99,11 +100,8 @@ func (c *controller) wrote(key cache.ObjectName, resourceVersion string) {
 	c.written[key] = resourceVersion
 }
 
-// caughtUp forgets our last write once the cache shows it.
-func (c *controller) caughtUp(o *object) { c.stale(o) }
-
-// stale says that the cached object is older than our own last write. Working on it
-// would repeat what was just done.
+// stale says that the cached object is older than our own last write, which it forgets
+// once the cache shows it. Working on a stale object would repeat what was just done.
 func (c *controller) stale(o *object) bool {
 	key := cache.MetaObjectToName(o)
 	c.mu.Lock()
@@ -133,7 +131,8 @@ func (c *controller) notDue(key cache.ObjectName, now time.Time) time.Duration {
 	return max(0, c.due[key].Sub(now))
 }
 
-// gone forgets everything about a key.
+// gone forgets everything about a key. A pass calls it too when it finds no object: it
+// may have been deleted during the pass before, which then left traces.
 func (c *controller) gone(key cache.ObjectName) {
 	c.mu.Lock()
 	delete(c.wanted, key)
@@ -153,7 +152,7 @@ func (c *controller) run(ctx context.Context, workers int) {
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
-			for c.processNext(workCtx) {
+			for ctx.Err() == nil && c.processNext(workCtx) {
 			}
 		})
 	}

@@ -437,3 +437,16 @@ func TestQueueMetrics(t *testing.T) {
 		r.end("0s", "10s", "11s")
 	})
 }
+
+func TestQueueStopLeavesTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startQueueTest(t, 1, func(context.Context, int, bool) (time.Duration, error) {
+			time.Sleep(time.Second)
+			return 0, nil
+		})
+		for _, name := range []string{"a", "b", "c"} {
+			r.enqueue(cache.ObjectName{Name: name})
+		}
+		r.end("0s")
+	})
+}

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -113,11 +115,15 @@ func codeOf(err error) errorCode {
 	return ""
 }
 
-// isTransient says that an error is the cloud's and likely to pass by itself.
+// isTransient says that an error is the cloud's or the API server's and likely to pass by
+// itself.
 func isTransient(err error) bool {
 	var store *storeError
 	if !errors.As(err, &store) {
-		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		var network net.Error
+		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.As(err, &network) ||
+			apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsServiceUnavailable(err) ||
+			apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
 	}
 	switch store.code {
 	case "", codeRateLimitsExceeded, codeRetryableDependencies, codeRetryableConfiguration:
@@ -150,7 +156,9 @@ func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]
 	if err != nil {
 		return nil, fmt.Errorf("patching %s %s: %w", c.kind, o.Name, err)
 	}
-	c.controller.wrote(cache.MetaObjectToName(o), u.GetResourceVersion())
+	if u.GetDeletionTimestamp() == nil || len(u.GetFinalizers()) > 0 {
+		c.controller.wrote(cache.MetaObjectToName(o), u.GetResourceVersion())
+	}
 	return u, nil
 }
 
@@ -324,8 +332,16 @@ var failedVerb = map[operationType]string{
 	operationTypeRestore:   "Could not restore",
 }
 
+// maxDescription keeps a value that an error quotes from exceeding what the API server
+// accepts; the description is stored twice.
+const maxDescription = 4000
+
 func failureDescription(kind, name string, t operationType, err error) string {
-	return fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err)
+	description := fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err)
+	if len(description) > maxDescription {
+		description = strings.ToValidUTF8(description[:maxDescription], "") + "..."
+	}
+	return description
 }
 
 // failure writes the Error status and returns err for the queue. A conflict with another

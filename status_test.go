@@ -8,6 +8,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -614,4 +615,22 @@ func TestMergeConditions(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})
+}
+
+// The delete event of an object may overtake the answer to the write that let it go.
+func TestReleaseIsNotRemembered(t *testing.T) {
+	c, _ := statusTestClient(t, `{metadata: {name: seed, uid: uid-1, resourceVersion: "9", deletionTimestamp: "2026-01-02T03:04:05Z", finalizers: [extensions.gardener.cloud/backupbucket]}}`)
+	if err := c.release(t.Context(), &object{ObjectMeta: metav1.ObjectMeta{Name: "seed", UID: "uid-1"}}); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.controller.written) > 0 {
+		t.Errorf("remembers %v", c.controller.written)
+	}
+}
+
+func TestFailureDescriptionIsBounded(t *testing.T) {
+	_, err := parsePolicy("s3", []byte(policyTestConfig(`"retentionPeriod": "`+strings.Repeat("x", 1<<20)+`"`)))
+	if got := failureDescription(kindBackupBucket, "seed", operationTypeCreate, err); len(got) > 4096 {
+		t.Errorf("%d bytes", len(got))
+	}
 }

@@ -193,14 +193,21 @@ func (d *daemon) passes(t *testing.T, resource string) float64 {
 	return d.value(t, "bucketwarden_reconcile_duration_seconds", "resource="+resource)
 }
 
-// awaitPasses waits until n more reconciles of a resource have ended.
+// awaitPasses waits until n more reconciles of a resource have ended. Something must
+// bring them about again and again.
 func (d *daemon) awaitPasses(t *testing.T, resource string, n float64) {
 	t.Helper()
-	want := d.passes(t, resource) + n
+	d.awaitPassesSince(t, resource, d.passes(t, resource), n)
+}
+
+// awaitPassesSince waits until n reconciles of a resource have ended since there were
+// before.
+func (d *daemon) awaitPassesSince(t *testing.T, resource string, before, n float64) {
+	t.Helper()
 	eventually(t, fmt.Sprintf("%v more reconciles of %s ended", n, resource), func(ctx context.Context) error {
 		passes, err := d.Value(ctx, "bucketwarden_reconcile_duration_seconds", "resource="+resource)
-		if err == nil && passes < want {
-			err = fmt.Errorf("%v of %v", passes, want)
+		if err == nil && passes < before+n {
+			err = fmt.Errorf("%v of %v", passes-before, n)
 		}
 		return err
 	})
