@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,8 +54,13 @@ type reconciler struct {
 
 // needsWork says that a pass has to reconcile, from what the object itself shows.
 func (r *reconciler) needsWork(o *object, wanted bool) bool {
-	return wanted || isOperation(o.operation()) || !o.succeeded() || o.interrupted() ||
-		r.admission.ignoreOperationAnnotation && o.Generation != o.ObservedGeneration
+	if wanted || !o.succeeded() {
+		return true
+	}
+	if r.admission.ignoreOperationAnnotation {
+		return o.Generation != o.ObservedGeneration
+	}
+	return isOperation(o.operation()) || o.interrupted()
 }
 
 func (r *reconciler) openStore(o *object, bucket string, secret *corev1.Secret) (Store, error) {
@@ -160,10 +166,12 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 		r.resource.controller.gone(key)
 		return 0, err
 	}
-	b, ok := obj.(*backupBucket)
-	if !ok || !r.admission.responsible(&b.object) {
+	cached, ok := obj.(*backupBucket)
+	if !ok || !r.admission.responsible(&cached.object) {
 		return 0, nil
 	}
+	own := *cached
+	b := &own
 	if b.operation() == operationWaitForState {
 		return r.verifyInterval, nil
 	}
@@ -225,28 +233,38 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (time.Du
 		setPolicyGauges(r.metrics.bucketDesiredLocked, r.metrics.bucketDesiredRetention, b.Name, w.desired)
 	}
 	p := &bucketPass{bucketReconciler: r, b: b, wish: w, full: true,
-		start: func() error {
+		start: sync.OnceValue(func() error {
 			return r.resource.processing(ctx, &b.object, opType, "Reconciling the bucket")
-		}}
+		})}
 	err := p.run(ctx)
-	refused := new(Refusal)
-	if errors.As(err, &refused) && r.refusalIsNew(b, err, opType) {
-		r.metrics.refusals.WithLabelValues(b.Name, refused.Reason).Inc()
-		klog.FromContext(ctx).Info("Refused to weaken the bucket", "reason", refused.Reason, "message", refused.Message)
-		r.warn(b, "WeakeningRefused", "Reconcile", "%s", refused.Message)
-	}
+	refused := r.reportRefusal(ctx, b, err, opType)
 	extra := p.statusFields()
 	if err != nil {
-		err := r.resource.failure(ctx, &b.object, opType, err, extra)
-		if w.err != nil || errors.As(err, &refused) {
+		failure := r.resource.failure(ctx, &b.object, opType, err, extra)
+		if failure == err && (refused || err == w.err) {
+			// Told, and nothing to retry until the spec changes; the lock is still verified.
 			return r.verifyInterval, err
 		}
-		return 0, err
+		return 0, failure
 	}
 	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
 		return 0, err
 	}
 	return r.verifyInterval, nil
+}
+
+// reportRefusal says whether err is a refusal, and tells of a new one.
+func (r *bucketReconciler) reportRefusal(ctx context.Context, b *backupBucket, err error, opType operationType) bool {
+	var refused *Refusal
+	if !errors.As(err, &refused) {
+		return false
+	}
+	if r.refusalIsNew(b, err, opType) {
+		r.metrics.refusals.WithLabelValues(b.Name, refused.Reason).Inc()
+		klog.FromContext(ctx).Info("Refused to weaken the bucket", "reason", refused.Reason, "message", refused.Message)
+		r.warn(b, "WeakeningRefused", "Reconcile", "%s", refused.Message)
+	}
+	return true
 }
 
 // refusalIsNew says that this is not just the same refused spec looked at again.
@@ -256,7 +274,7 @@ func (r *bucketReconciler) refusalIsNew(b *backupBucket, err error, opType opera
 		last.Description != failureDescription(r.resource.kind, b.Name, opType, err)
 }
 
-// verify asks the cloud, repairs drift and writes nothing if all is well. It never
+// verify asks the cloud, repairs drift and writes nothing if nothing is new. It never
 // carries out a spec that no reconcile has seen.
 func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Duration, error) {
 	w := bucketWish(b)
@@ -270,9 +288,19 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		if isTransient(err) {
 			return 0, err
 		}
+		r.reportRefusal(ctx, b, err, operationTypeReconcile)
 		return 0, r.resource.failure(ctx, &b.object, operationTypeReconcile, err, p.statusFields())
 	}
-	return r.verifyInterval, nil
+	return r.verifyInterval, r.updateConditions(ctx, b, p.statusFields()["conditions"])
+}
+
+// updateConditions keeps true what a reconcile has reported before.
+func (r *bucketReconciler) updateConditions(ctx context.Context, b *backupBucket, conditions any) error {
+	if conditions == nil || !slices.ContainsFunc(b.Conditions, func(c condition) bool { return c.Type == conditionImmutable }) {
+		return nil
+	}
+	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
+	return ignoreNotFound(err)
 }
 
 // bucketPass is one pass over one bucket; it lives no longer than that.
@@ -320,6 +348,12 @@ func (p *bucketPass) run(ctx context.Context) error {
 	p.reportDrift(ctx, plan, existed)
 	if !existed {
 		if err := p.create(ctx, store, len(plan.Steps) > 0); err != nil {
+			return err
+		}
+	}
+	if plan.Drift && existed {
+		// A lock that somebody undid waits for nothing else.
+		if err := p.converge(ctx, store); err != nil {
 			return err
 		}
 	}
@@ -402,11 +436,15 @@ func (p *bucketPass) converge(ctx context.Context, store Store) error {
 		if err := p.apply(ctx, store, step); err != nil {
 			return err
 		}
+		before := p.recorded
 		if plan.Refusal == nil {
 			p.recorded = step.Policy
 		}
 		if err := p.readBack(ctx, store); err != nil {
 			return err
+		}
+		if p.live.Policy != step.Policy {
+			p.recorded = before
 		}
 	}
 	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.wish.desired)
@@ -494,7 +532,7 @@ func (p *bucketPass) immutableCondition() condition {
 		c.Reason = "Unlocked"
 	}
 	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
-	if !p.live.Policy.None() && p.wish.desired.None() {
+	if !p.live.Policy.None() && p.wish.desired.None() && p.recorded.None() {
 		c.Message += " It was not set by bucketwarden and is left alone."
 	}
 	return c

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -30,10 +31,12 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 		r.resource.controller.gone(key)
 		return 0, err
 	}
-	e, ok := obj.(*backupEntry)
-	if !ok || !r.admission.responsible(&e.object) || e.operation() == operationWaitForState {
+	cached, ok := obj.(*backupEntry)
+	if !ok || !r.admission.responsible(&cached.object) || cached.operation() == operationWaitForState {
 		return 0, nil
 	}
+	own := *cached
+	e := &own
 	if r.resource.controller.stale(&e.object) {
 		return staleRetry, nil
 	}
@@ -56,7 +59,7 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 // ensure makes the etcd-backup secret what it should be. New entries take 5 API
 // requests, unchanged ones 4.
 func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) error {
-	if err := r.resource.claim(ctx, &e.object, opType != operationTypeRestore); err != nil {
+	if err := r.resource.claim(ctx, &e.object, e.operation() != operationRestore); err != nil {
 		return err
 	}
 	if err := r.ensureSecrets(ctx, e, opType); err != nil {
@@ -65,15 +68,19 @@ func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType ope
 	if err := r.resource.success(ctx, &e.object, opType, "The etcd-backup secret is up to date", nil); err != nil {
 		return err
 	}
-	if opType != operationTypeRestore || e.operation() == "" {
+	if e.operation() != operationRestore {
 		return nil
 	}
-	_, err := r.resource.patch(ctx, &e.object, removeOperationPatch())
-	return ignoreNotFound(err)
+	return r.removeOperation(ctx, e, nil)
 }
 
-func removeOperationPatch() map[string]any {
-	return map[string]any{"metadata": map[string]any{"annotations": map[string]any{annotationOperation: nil}}}
+// removeOperation removes the operation annotation at the end of an operation, with an
+// optimistic lock: the client may have asked for the next one meanwhile.
+func (r *entryReconciler) removeOperation(ctx context.Context, e *backupEntry, also map[string]any) error {
+	metadata := map[string]any{"annotations": map[string]any{annotationOperation: nil}, "resourceVersion": e.ResourceVersion}
+	maps.Copy(metadata, also)
+	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": metadata})
+	return ignoreNotFound(err)
 }
 
 func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opType operationType) error {
@@ -225,10 +232,7 @@ func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
 	if err := r.releaseSecret(ctx, e); err != nil {
 		return r.resource.failure(ctx, &e.object, operationTypeMigrate, err, nil)
 	}
-	patch := removeOperationPatch()
-	patch["metadata"].(map[string]any)["finalizers"] = nil
-	_, err := r.resource.patch(ctx, &e.object, patch)
-	return ignoreNotFound(err)
+	return r.removeOperation(ctx, e, map[string]any{"finalizers": nil})
 }
 
 // releaseSecret removes our finalizer from the credentials, unless another entry lives
@@ -239,7 +243,8 @@ func (r *entryReconciler) releaseSecret(ctx context.Context, e *backupEntry) err
 		return fmt.Errorf("looking up the users of secret %s: %w", e.SecretRef, err)
 	}
 	for _, obj := range sharing {
-		if other, ok := obj.(*backupEntry); ok && other.Name != e.Name && other.hasFinalizer(finalizerBackupEntry) && r.admission.responsible(&other.object) {
+		if other, ok := obj.(*backupEntry); ok && other.Name != e.Name && other.DeletionTimestamp == nil &&
+			other.hasFinalizer(finalizerBackupEntry) && r.admission.responsible(&other.object) {
 			return nil
 		}
 	}
@@ -302,7 +307,7 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 		return wait, err
 	}
 	r.metrics.entryRetained.DeleteLabelValues(e.BucketName, e.Name)
-	if err := r.resource.success(ctx, &e.object, operationTypeDelete, "The objects are deleted", nil); err != nil {
+	if err := r.resource.success(ctx, &e.object, operationTypeDelete, "The BackupEntry can be released", nil); err != nil {
 		return 0, err
 	}
 	if err := r.releaseSecret(ctx, e); err != nil {

@@ -69,6 +69,9 @@ type object struct {
 
 	// statusHash stands for the whole status, the parts not read here included.
 	statusHash uint64
+	// statusWritten says that the pass at work has written the status, so that the one
+	// read here is older. Only a pass sets it, on a copy of its own.
+	statusWritten bool
 	// decodeErr says what in the object has a shape that its CRD should forbid.
 	decodeErr error
 }

@@ -147,6 +147,7 @@ const fieldManager = "bucketwarden"
 // writeTimeout bounds a status write; it must happen even if the pass ran out of time.
 const writeTimeout = 15 * time.Second
 
+// patch makes a merge patch. o is the pass's own copy: its resourceVersion follows.
 func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any, subresources ...string) (*unstructured.Unstructured, error) {
 	data, err := json.Marshal(patch)
 	if err != nil {
@@ -156,6 +157,8 @@ func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]
 	if err != nil {
 		return nil, fmt.Errorf("patching %s %s: %w", c.kind, o.Name, err)
 	}
+	o.ResourceVersion = u.GetResourceVersion()
+	// One that this write let go may be forgotten already.
 	if u.GetDeletionTimestamp() == nil || len(u.GetFinalizers()) > 0 {
 		c.controller.wrote(cache.MetaObjectToName(o), u.GetResourceVersion())
 	}
@@ -270,6 +273,7 @@ func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpd
 		status["lastError"] = nil
 	}
 	maps.Copy(status, u.extra)
+	o.statusWritten = true
 	_, err := c.patch(ctx, o, map[string]any{"status": status}, "status")
 	// An object that is gone has no status to keep.
 	return ignoreNotFound(err)
@@ -277,7 +281,7 @@ func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpd
 
 func (c *resourceClient) unchanged(o *object, u statusUpdate, now time.Time) bool {
 	last := o.LastOperation
-	if last == nil || last.State != u.state || last.Type != u.opType || last.Description != u.description {
+	if o.statusWritten || last == nil || last.State != u.state || last.Type != u.opType || last.Description != u.description {
 		return false
 	}
 	if u.err != nil && (o.ObservedGeneration != o.Generation || o.LastError == nil || o.LastError.Description != u.description) {
@@ -344,14 +348,18 @@ func failureDescription(kind, name string, t operationType, err error) string {
 	return description
 }
 
-// failure writes the Error status and returns err for the queue. A conflict with another
+// failure writes the Error status and returns err for the queue, as it is if that
+// worked. A conflict with another
 // writer is none: the pass is simply made again on fresh data.
 func (c *resourceClient) failure(ctx context.Context, o *object, t operationType, err error, extra map[string]any) error {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
 		return err
 	}
 	description := failureDescription(c.kind, o.Name, t, err)
-	return errors.Join(err, c.writeStatus(ctx, o, statusUpdate{state: stateError, opType: t, description: description, err: err, extra: extra}))
+	if writeErr := c.writeStatus(ctx, o, statusUpdate{state: stateError, opType: t, description: description, err: err, extra: extra}); writeErr != nil {
+		return errors.Join(err, writeErr)
+	}
+	return err
 }
 
 // mergeConditions replaces the conditions of the same type and keeps all others.

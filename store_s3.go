@@ -1043,7 +1043,11 @@ func (b *s3Bucket) Harden(ctx context.Context) ([]string, error) {
 	var gaps []string
 	for _, ensure := range []func(context.Context) (string, error){b.ensureEncryption, b.ensurePrivate, b.ensureTLS} {
 		gap, err := ensure(ctx)
-		if err != nil {
+		switch {
+		case s3Denied(err):
+			// A missing permission for hardening must not keep the bucket from being locked.
+			gap = b.fail(err).Error() + "."
+		case err != nil:
 			return gaps, b.fail(err)
 		}
 		if gap != "" {

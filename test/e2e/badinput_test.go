@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	apitypes "k8s.io/apimachinery/pkg/types"
 
 	"bucketwarden/test/env"
@@ -418,13 +419,29 @@ func TestOddShapes(t *testing.T) {
 			return nil
 		})
 	})
-	t.Run("deletion of what was never reconciled", func(t *testing.T) {
+	t.Run("deletion of what was never claimed", func(t *testing.T) {
 		bucket, entry := newName("odd"), newName("shoot--odd")+"--uid"
-		createAsIs(t, buckets, bucketObject(bucket, newName("nobody"), nil))
-		createAsIs(t, entries, entryObject(entry, newName("nobody"), bucket))
-		remove(t, entries, entry)
-		remove(t, buckets, bucket)
-		waitGone(t, entries, entry)
-		waitGone(t, buckets, bucket)
+		makeVersioned(t, bucket)
+		putObject(t, bucket, entry+"/x", noRetention)
+		writeSecret(t, secretName(buckets, bucket), minio.SecretData(minio.Endpoint))
+		writeSecret(t, secretName(entries, entry), minio.SecretData(minio.Endpoint))
+		objects := map[schema.GroupVersionResource]*unstructured.Unstructured{
+			buckets: bucketObject(bucket, d.kind, nil), entries: entryObject(entry, d.kind, "none-"+bucket),
+		}
+		for resource, o := range objects {
+			o.SetFinalizers([]string{"example.com/foreign"})
+			annotate(o, annotationOperation, "wait-for-state")
+			createAsIs(t, resource, o)
+			remove(t, resource, o.GetName())
+			before := d.passes(t, resource.Resource)
+			operate(t, resource, o.GetName(), "reconcile", nil)
+			d.awaitPassesSince(t, resource.Resource, before, 1)
+			if o := get(t, resource, o.GetName()); has(o, "status") {
+				t.Errorf("the deletion of what is not ours was worked on: %v", o.Object)
+			}
+			update(t, resource, o.GetName(), func(o *unstructured.Unstructured) { o.SetFinalizers(nil) })
+			waitGone(t, resource, o.GetName())
+		}
+		checkVersions(t, bucket, "", entry+"/x")
 	})
 }

@@ -40,6 +40,7 @@ func TestBucketIsCreatedLocked(t *testing.T) {
 			t.Errorf("got %v, want %v\n%v", check.got, check.want, o)
 		}
 	}
+	checkSpecIsTheClients(t, o)
 	immutable := conditionOf(o, "BucketImmutable")
 	if immutable["status"] != "True" || immutable["reason"] != "Locked" {
 		t.Errorf("condition BucketImmutable is %v", immutable)

@@ -82,6 +82,7 @@ func TestEntryGetsItsSecret(t *testing.T) {
 	mustEqual(t, "finalizers of the credentials", getSecret(t, gardenNamespace, secretName(entries, name)).Finalizers, []string{finalizerBackupEntry})
 	mustEqual(t, "spec", o.Object["spec"], created.Object["spec"])
 	mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Create")
+	checkSpecIsTheClients(t, o)
 
 	claimed := states.await(t, "has lost its operation annotation", func(s state) bool { return s.GetAnnotations()[annotationOperation] == "" })
 	if !claimed.holds(finalizerBackupEntry) || claimed.state() != "" {
@@ -534,7 +535,9 @@ func TestDeletionWaitsForRetention(t *testing.T) {
 
 	// gardenlet renews secret and confirmation all the time; no store request follows.
 	proxy.Reset()
-	for range 20 {
+	const renewed = 20
+	passes := d.passes(t, "backupentries")
+	for range renewed {
 		writeSecret(t, secretName(entries, name), minio.SecretData(proxy.URL))
 		if err := confirm(t.Context(), entries, name); err != nil {
 			t.Fatal(err)
@@ -542,6 +545,9 @@ func TestDeletionWaitsForRetention(t *testing.T) {
 		if err := confirm(t.Context(), buckets, bucket); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if got := d.passes(t, "backupentries") - passes; got > renewed+1 {
+		t.Errorf("%d renewals of the confirmation made %v passes", renewed, got)
 	}
 	if time.Now().Before(until) {
 		mustEqual(t, "store requests of a deletion that is not due", len(proxy.Counts()), 0)

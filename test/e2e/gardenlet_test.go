@@ -414,6 +414,25 @@ func conditionOf(o *unstructured.Unstructured, conditionType string) map[string]
 	return nil
 }
 
+// checkSpecIsTheClients checks that the daemon owns no field of the spec: gardenlet
+// compares it with what it wants and would ask for a reconcile for ever.
+func checkSpecIsTheClients(t *testing.T, o *unstructured.Unstructured) {
+	t.Helper()
+	ours := false
+	for _, f := range o.GetManagedFields() {
+		if f.Manager != "bucketwarden" || f.FieldsV1 == nil {
+			continue
+		}
+		ours = true
+		if strings.Contains(string(f.FieldsV1.Raw), `"f:spec"`) {
+			t.Errorf("the daemon wrote into the spec of %s: %s", o.GetName(), f.FieldsV1.Raw)
+		}
+	}
+	if !ours {
+		t.Errorf("%s has no fields of the daemon", o.GetName())
+	}
+}
+
 // awaitEvent waits for an event about the object.
 func awaitEvent(t *testing.T, reason, name string, parts ...string) {
 	t.Helper()

@@ -1,0 +1,1483 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+)
+
+// editObject is a change of an object under test.
+type editObject = func(*unstructured.Unstructured)
+
+// testObject makes a custom resource of type aws in region eu-1.
+func testObject(kind, name, secret string, edits ...editObject) *unstructured.Unstructured {
+	u := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": extensionsGV.String(),
+		"kind":       kind,
+		"spec": map[string]any{
+			"type": "aws", "region": "eu-1",
+			"secretRef": map[string]any{"namespace": "garden", "name": secret},
+		},
+	}}
+	u.SetName(name)
+	u.SetGeneration(1)
+	for _, edit := range edits {
+		edit(u)
+	}
+	return u
+}
+
+func set(value any, path ...string) editObject {
+	return func(u *unstructured.Unstructured) {
+		if err := unstructured.SetNestedField(u.Object, value, path...); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func withAnnotation(key, value string) editObject {
+	return func(u *unstructured.Unstructured) {
+		annotations := u.GetAnnotations()
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[key] = value
+		u.SetAnnotations(annotations)
+	}
+}
+
+func withOperation(operation string) editObject {
+	return withAnnotation(annotationOperation, operation)
+}
+
+func withFinalizers(finalizers ...string) editObject {
+	return func(u *unstructured.Unstructured) { u.SetFinalizers(append(u.GetFinalizers(), finalizers...)) }
+}
+
+func deleting(u *unstructured.Unstructured) {
+	now := metav1.NewTime(testStart)
+	u.SetDeletionTimestamp(&now)
+}
+
+// withLast is a status of an earlier pass that has seen the current generation.
+func withLast(opType operationType, state operationState, description string) editObject {
+	return func(u *unstructured.Unstructured) {
+		set(map[string]any{
+			"type": string(opType), "state": string(state), "progress": progress[state],
+			"description": description, "lastUpdateTime": testStart.Format(time.RFC3339),
+		}, "status", "lastOperation")(u)
+		set(u.GetGeneration(), "status", "observedGeneration")(u)
+		if state == stateError {
+			set(map[string]any{"description": description}, "status", "lastError")(u)
+		}
+	}
+}
+
+// testConfig is a providerConfig that asks for p.
+func testConfig(p Policy) map[string]any {
+	config := map[string]any{"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketConfig"}
+	if !p.None() {
+		config["immutability"] = map[string]any{"retentionType": "bucket", "retentionPeriod": p.Hours(), "locked": p.Locked}
+	}
+	return config
+}
+
+func withPolicy(p Policy) editObject { return set(testConfig(p), "spec", "providerConfig") }
+
+// withRecord is the status.providerStatus that records p.
+func withRecord(p Policy) editObject {
+	return func(u *unstructured.Unstructured) {
+		if p.None() {
+			return
+		}
+		mode := modeGovernance
+		if p.Locked {
+			mode = modeCompliance
+		}
+		set(map[string]any{
+			"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus",
+			"immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": p.Hours(), "locked": p.Locked, "mode": mode},
+		}, "status", "providerStatus")(u)
+	}
+}
+
+// putBucket stores BackupBucket b with its secret. A settled one has both finalizers and
+// has Succeeded.
+func (h *harness) putBucket(settled bool, edits ...editObject) {
+	h.t.Helper()
+	var held []string
+	if settled {
+		held = []string{finalizerBackupBucket}
+		edits = append([]editObject{withFinalizers(finalizerBackupBucket), withLast(operationTypeReconcile, stateSucceeded, "done")}, edits...)
+	}
+	h.put(bucketsGVR, testObject(kindBackupBucket, "b", "bucket-b", edits...))
+	h.putSecret("garden", "bucket-b", staticCredentials(), held...)
+}
+
+func (h *harness) conditionOf(conditionType string) map[string]any {
+	h.t.Helper()
+	conditions, _, _ := unstructured.NestedSlice(h.get(bucketsGVR, "b").Object, "status", "conditions")
+	for _, c := range conditions {
+		if c, ok := c.(map[string]any); ok && c["type"] == conditionType {
+			return c
+		}
+	}
+	return map[string]any{}
+}
+
+func (h *harness) record() Policy {
+	h.t.Helper()
+	return recordedPolicy(decodeBucket(h.get(bucketsGVR, "b")))
+}
+
+var (
+	locked1d    = Policy{Days: 1, Locked: true}
+	locked4d    = Policy{Days: 4, Locked: true}
+	locked10d   = Policy{Days: 10, Locked: true}
+	unlocked1d  = Policy{Days: 1}
+	unlocked4d  = Policy{Days: 4}
+	errTesting  = errors.New("out of order")
+	unavailable = &storeError{code: codeRetryableDependencies, err: errTesting}
+	denied      = &storeError{code: codeUnauthorized, err: errors.New("access denied")}
+)
+
+func TestBucketCreate(t *testing.T) {
+	h := newHarness(t)
+	h.putBucket(false, withPolicy(locked4d), withOperation(operationReconcile), withAnnotation(annotationTimestamp, "2026-01-02T03:04:05.6Z"))
+	wait, err := h.passBucket("b")
+	if err != nil || wait != testVerifyInterval {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantTrace(
+		"patch backupbuckets b annotations,finalizers",
+		"get secrets garden/bucket-b",
+		"status backupbuckets b Create Processing",
+		"patch secrets garden/bucket-b finalizers",
+		"store b Observe",
+		"store b Create immutable",
+		"store b Harden",
+		"store b Observe",
+		"store b SetPolicy unlocked retention of 96h",
+		"store b Observe",
+		"store b LockPolicy locked retention of 96h",
+		"store b Observe",
+		"status backupbuckets b Create Succeeded +conditions +providerStatus",
+	)
+	h.wantEvents("BucketCreated", "PolicySet", "PolicyLocked")
+	h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateSucceeded)
+	if got := h.record(); got != locked4d {
+		t.Errorf("recorded %v", got)
+	}
+	if c := h.conditionOf(conditionImmutable); c["status"] != "True" || c["reason"] != "Locked" {
+		t.Errorf("condition %v", c)
+	}
+	if c := h.conditionOf(conditionHardened); c["status"] != "True" {
+		t.Errorf("condition %v", c)
+	}
+	if got := h.cloud.buckets["b"]; got.region != "eu-1" || got.state.Policy != locked4d {
+		t.Errorf("bucket %+v", got)
+	}
+	h.wantMetric(1, "bucketwarden_backupbucket_locked", "b")
+	h.wantMetric(4*24*3600, "bucketwarden_backupbucket_retention_seconds", "b")
+	h.wantMetric(1, "bucketwarden_backupbucket_desired_locked", "b")
+	h.wantMetric(4*24*3600, "bucketwarden_backupbucket_desired_retention_seconds", "b")
+	h.wantMetric(1, "bucketwarden_backupbucket_policy_locks_total", "b")
+	h.wantMetric(1, "bucketwarden_backupbucket_info", "b", "eu-1", "aws")
+	u := h.get(bucketsGVR, "b")
+	if u.GetAnnotations()[annotationTimestamp] == "" || u.GetGeneration() != 1 {
+		t.Errorf("metadata %v", u.Object["metadata"])
+	}
+	if _, found, _ := unstructured.NestedFieldNoCopy(u.Object, "status", "generatedSecretRef"); found {
+		t.Error("S3 has no generated secret")
+	}
+
+	h.edit(bucketsGVR, "b", withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantTrace(
+		"patch backupbuckets b annotations",
+		"get secrets garden/bucket-b",
+		"store b Observe",
+		"store b Harden",
+		"status backupbuckets b Reconcile Succeeded",
+	)
+	h.wantEvents()
+}
+
+func TestBucketWithoutImmutabilityIsCreatedWithoutObjectLock(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.gaps = []string{"No TLS.", "No encryption."}
+	h.putBucket(false)
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := h.storeChanges(), []string{"store b Create", "store b Harden"}; !slices.Equal(got, want) {
+		t.Errorf("changes %v, want %v", got, want)
+	}
+	if c := h.conditionOf(conditionHardened); c["status"] != "False" || c["message"] != "No TLS. No encryption." {
+		t.Errorf("condition %v", c)
+	}
+	if c := h.conditionOf(conditionImmutable); c["status"] != "False" || c["reason"] != "NoPolicy" {
+		t.Errorf("condition %v", c)
+	}
+}
+
+func TestBucketPolicyTable(t *testing.T) {
+	const (
+		setUnlocked4d = "store b SetPolicy unlocked retention of 96h"
+		lock4d        = "store b LockPolicy locked retention of 96h"
+	)
+	none := Policy{}
+	for _, test := range []struct {
+		name                    string
+		desired, live, recorded Policy
+		// changes come after hardening, but drift is repaired before.
+		changes []string
+		refusal string
+		drift   bool
+		// keeps: the record is as before; else it is the wish.
+		keeps     bool
+		condition string
+	}{
+		{name: "nothing wanted, nothing there", condition: "False NoPolicy"},
+		{name: "our unlocked policy is removed", live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy no immutability"}, condition: "False NoPolicy"},
+		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "True Unlocked"},
+		{name: "a locked policy of others is left", live: locked4d, condition: "True Locked"},
+		{name: "our lock is not disabled", live: locked4d, recorded: locked4d, refusal: reasonDisable, keeps: true, condition: "True Locked"},
+		{name: "unlocked is set", desired: unlocked4d, changes: []string{setUnlocked4d}, condition: "True Unlocked"},
+		{name: "unlocked is shortened", desired: unlocked1d, live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy unlocked retention of 24h"}, condition: "True Unlocked"},
+		{name: "a lock is not unlocked", desired: unlocked4d, live: locked4d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
+		{name: "our lock is not unlocked", desired: unlocked4d, live: locked4d, recorded: locked4d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
+		{name: "locked is set, then locked", desired: locked4d, changes: []string{setUnlocked4d, lock4d}, condition: "True Locked"},
+		{name: "unlocked is locked", desired: locked4d, live: unlocked4d, recorded: unlocked4d, changes: []string{lock4d}, condition: "True Locked"},
+		{name: "another unlocked is set, then locked", desired: locked4d, live: unlocked1d, recorded: unlocked1d, changes: []string{setUnlocked4d, lock4d}, condition: "True Locked"},
+		{name: "a lock is extended", desired: locked10d, live: locked4d, recorded: locked4d, changes: []string{"store b LockPolicy locked retention of 240h"}, condition: "True Locked"},
+		{name: "a lock is adopted", desired: locked4d, live: locked4d, condition: "True Locked"},
+		{name: "a lock is not shortened", desired: locked1d, live: locked4d, recorded: locked4d, refusal: reasonShorten, keeps: true, condition: "True Locked"},
+		{name: "a lock of others is not shortened", desired: locked1d, live: locked4d, refusal: reasonShorten, keeps: true, condition: "True Locked"},
+		{name: "a removed lock is restored", desired: locked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
+		{name: "an opened lock is restored", desired: locked4d, live: unlocked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
+		{name: "a shortened lock is restored", desired: locked4d, live: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
+		{name: "a removed lock is restored and not shortened", desired: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonShorten, keeps: true, condition: "True Locked"},
+		{name: "a removed lock is restored and not disabled", recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonDisable, keeps: true, condition: "True Locked"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.put("b", test.live)
+			h.putBucket(true, withPolicy(test.desired), withRecord(test.recorded), withOperation(operationReconcile))
+			wait, err := h.passBucket("b")
+			if wait != testVerifyInterval {
+				t.Errorf("wait %s", wait)
+			}
+			want := append([]string{"store b Harden"}, test.changes...)
+			if test.drift {
+				want = append(slices.Clone(test.changes), "store b Harden")
+			}
+			if got := h.storeChanges(); !slices.Equal(got, want) {
+				t.Errorf("changes %q, want %q", got, want)
+			}
+			wantLive, wantRecord := test.live, test.recorded
+			if test.refusal == "" && !test.desired.None() {
+				wantLive, wantRecord = test.desired, test.desired
+			} else if test.drift {
+				wantLive = test.recorded
+			} else if test.refusal == "" && !test.recorded.None() {
+				wantLive, wantRecord = none, none
+			}
+			if got := h.cloud.buckets["b"].state.Policy; got != wantLive {
+				t.Errorf("the bucket has %v, want %v", got, wantLive)
+			}
+			if got := h.record(); got != wantRecord || test.keeps && got != test.recorded {
+				t.Errorf("recorded %v, want %v", got, wantRecord)
+			}
+			if _, found, _ := unstructured.NestedFieldNoCopy(h.get(bucketsGVR, "b").Object, "status", "providerStatus"); found == wantRecord.None() {
+				t.Errorf("providerStatus is there: %t", found)
+			}
+			c := h.conditionOf(conditionImmutable)
+			if got := fmt.Sprint(c["status"], " ", c["reason"]); got != test.condition {
+				t.Errorf("condition %s, want %s", got, test.condition)
+			}
+			if foreign := test.desired.None() && !test.live.None() && test.recorded.None(); strings.Contains(fmt.Sprint(c["message"]), "left alone") != foreign {
+				t.Errorf("condition message %q", c["message"])
+			}
+			if test.refusal == "" {
+				h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+				if err != nil {
+					t.Error(err)
+				}
+			} else {
+				s := h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+				floor := max(test.live.Days, test.recorded.Days)
+				for _, part := range []string{Policy{Days: floor, Locked: true}.String(), test.desired.String(), "retentionPeriod: " + Policy{Days: floor}.Hours()} {
+					if !strings.Contains(s.Error, part) {
+						t.Errorf("the message %q does not say %q", s.Error, part)
+					}
+				}
+				if refusal := new(Refusal); !errors.As(err, &refusal) {
+					t.Errorf("error %v", err)
+				}
+			}
+			for _, reason := range refusalReasons {
+				want := 0.0
+				if reason == test.refusal {
+					want = 1
+				}
+				h.wantMetric(want, "bucketwarden_policy_refusals_total", "b", reason)
+			}
+			drift := 0.0
+			if test.drift {
+				drift = 1
+			}
+			h.wantMetric(drift, "bucketwarden_backupbucket_policy_drift_total", "b")
+			h.wantMetric(float64(strings.Count(strings.Join(test.changes, ","), "LockPolicy")), "bucketwarden_backupbucket_policy_locks_total", "b")
+
+			// A second look finds nothing to do, and counts nothing again.
+			before := h.status(bucketsGVR, "b")
+			if wait, _ := h.passBucket("b"); wait != testVerifyInterval {
+				t.Errorf("second wait %s", wait)
+			}
+			if h.requests() != 1 || before.Description != h.status(bucketsGVR, "b").Description {
+				t.Errorf("the second look did %q", h.trace)
+			}
+			h.wantEvents()
+			h.wantMetric(drift, "bucketwarden_backupbucket_policy_drift_total", "b")
+			if test.refusal != "" {
+				h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", test.refusal)
+			}
+		})
+	}
+}
+
+func TestBucketRefusalIsCountedOncePerAttempt(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked4d)
+	h.putBucket(true, withPolicy(locked1d), withRecord(locked4d), withOperation(operationReconcile))
+	for range 3 {
+		if _, err := h.passBucket("b"); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonShorten)
+	h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
+		withPolicy(unlocked4d)(u)
+		withOperation(operationReconcile)(u)
+	})
+	if _, err := h.passBucket("b"); err == nil {
+		t.Fatal("no error")
+	}
+	h.wantEvents("WeakeningRefused")
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonShorten)
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonUnlock)
+
+	h.edit(bucketsGVR, "b", withPolicy(locked4d))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+}
+
+func TestBucketVerifyHealthy(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked4d)
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+	wait, err := h.passBucket("b")
+	if err != nil || wait != testVerifyInterval {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+	if n := h.requests(); n != 1 {
+		t.Errorf("%d API requests, want 1", n)
+	}
+	h.wantEvents()
+	if h.metric("bucketwarden_backupbucket_last_verified_timestamp_seconds", "b") == 0 {
+		t.Error("the time of the verification is not published")
+	}
+}
+
+func TestBucketVerifyRepairsDrift(t *testing.T) {
+	for _, live := range []Policy{{}, unlocked4d, locked1d, unlocked1d} {
+		t.Run(live.String(), func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.put("b", live)
+			h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+			wait, err := h.passBucket("b")
+			if err != nil || wait != testVerifyInterval {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantTrace("get secrets garden/bucket-b", "store b Observe", "store b LockPolicy locked retention of 96h", "store b Observe")
+			h.wantEvents("PolicyDrift", "PolicyLocked")
+			h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
+			h.wantMetric(1, "bucketwarden_backupbucket_locked", "b")
+			if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
+				t.Errorf("the bucket has %v", got)
+			}
+		})
+	}
+	t.Run("of an unlocked policy", func(t *testing.T) {
+		h := newHarness(t)
+		h.cloud.put("b", Policy{})
+		h.putBucket(true, withPolicy(unlocked4d), withRecord(unlocked4d))
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.wantTrace("get secrets garden/bucket-b", "store b Observe", "store b SetPolicy unlocked retention of 96h", "store b Observe")
+		h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
+	})
+}
+
+// What others do to a bucket that wants no policy is no drift, but is shown.
+func TestBucketVerifyUpdatesConditions(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.putBucket(true)
+	h.edit(bucketsGVR, "b", withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.conditionOf(conditionImmutable)["reason"]; got != "NoPolicy" {
+		t.Fatalf("reason %v", got)
+	}
+	h.cloud.put("b", unlocked4d)
+	for range 2 {
+		if _, err := h.passBucket("b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+	if got := h.conditionOf(conditionImmutable); got["reason"] != "Unlocked" || got["status"] != "True" {
+		t.Errorf("got %v", got)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+}
+
+// Whatever else fails: a lock that was undone is restored.
+func TestBucketDriftIsRepairedBeforeHardening(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["Harden"] = &storeError{code: codeUnauthorized, err: errors.New("denied")}
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeUnauthorized)
+	if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
+		t.Errorf("the bucket has %v", got)
+	}
+}
+
+// Somebody may extend a lock in the cloud beyond the spec, which is then a refused one.
+func TestBucketVerifyFindsLongerLock(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked10d)
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+	for range 2 {
+		if _, err := h.passBucket("b"); err == nil {
+			t.Fatal("no error")
+		}
+		if got := h.storeChanges(); slices.ContainsFunc(got, func(line string) bool { return strings.Contains(line, "Policy") }) {
+			t.Errorf("changes %q", got)
+		}
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonShorten)
+}
+
+var brokenConfigs = map[string]func(config map[string]any){
+	"unknown field":     func(c map[string]any) { c["immutabilty"] = map[string]any{} },
+	"wrong apiVersion":  func(c map[string]any) { c["apiVersion"] = "azure.provider.extensions.gardener.cloud/v1alpha1" },
+	"wrong kind":        func(c map[string]any) { c["kind"] = "ControlPlaneConfig" },
+	"25h":               func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = "25h" },
+	"1h":                func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = "1h" },
+	"-24h":              func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = "-24h" },
+	"4d":                func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = "4d" },
+	"1000000000h":       func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = "1000000000h" },
+	"contradiction":     func(c map[string]any) { c["immutability"].(map[string]any)["mode"] = modeGovernance },
+	"number for string": func(c map[string]any) { c["immutability"].(map[string]any)["retentionPeriod"] = int64(96) },
+}
+
+func TestBucketBrokenSpec(t *testing.T) {
+	for name, breakIt := range brokenConfigs {
+		config := testConfig(locked4d)
+		breakIt(config)
+		t.Run(name+" without a record", func(t *testing.T) {
+			h := newHarness(t)
+			h.putBucket(false, set(config, "spec", "providerConfig"))
+			wait, err := h.passBucket("b")
+			if err == nil || wait != testVerifyInterval {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantTrace("patch backupbuckets b finalizers", "status backupbuckets b Create Error")
+			h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+			if wait, _ := h.passBucket("b"); wait != testVerifyInterval {
+				t.Errorf("second wait %s", wait)
+			}
+			h.wantNothing()
+
+			h.edit(bucketsGVR, "b", withPolicy(locked4d))
+			if _, err := h.passBucket("b"); err != nil {
+				t.Fatal(err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateSucceeded)
+		})
+		t.Run(name+" with a recorded lock", func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.cloud.put("b", Policy{})
+			h.putBucket(true, set(config, "spec", "providerConfig"), withRecord(locked4d), withOperation(operationReconcile))
+			for range 2 {
+				bucket.state.Policy = Policy{}
+				wait, err := h.passBucket("b")
+				if err == nil || wait != testVerifyInterval {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				if s := h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem); !strings.Contains(s.Error, "spec.providerConfig") {
+					t.Errorf("message %q", s.Error)
+				}
+				if got := bucket.state.Policy; got != locked4d || h.record() != locked4d {
+					t.Errorf("the bucket has %v, recorded %v", got, h.record())
+				}
+			}
+			h.wantMetric(2, "bucketwarden_backupbucket_policy_drift_total", "b")
+			h.wantMetric(0, "bucketwarden_policy_refusals_total", "b", reasonDisable)
+		})
+		t.Run(name+" with a recorded unlocked policy", func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.cloud.put("b", unlocked4d)
+			h.putBucket(true, set(config, "spec", "providerConfig"), withRecord(unlocked4d), withOperation(operationReconcile))
+			if _, err := h.passBucket("b"); err == nil {
+				t.Error("no error")
+			}
+			if bucket.state.Policy != unlocked4d || h.record() != unlocked4d {
+				t.Errorf("the bucket has %v, recorded %v", bucket.state.Policy, h.record())
+			}
+		})
+	}
+}
+
+func TestBucketBrokenSpecIsVerified(t *testing.T) {
+	h := newHarness(t)
+	bucket := h.cloud.put("b", Policy{})
+	h.putBucket(true, set(map[string]any{"kind": "Nonsense"}, "spec", "providerConfig"), withRecord(locked4d))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	if bucket.state.Policy != locked4d {
+		t.Errorf("the bucket has %v", bucket.state.Policy)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+}
+
+// The repair of a lock must not wait for the next verification because the spec is
+// broken too.
+func TestBucketBrokenSpecAndFailedRepairIsRetriedSoon(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["LockPolicy"] = unavailable
+	h.putBucket(true, set(map[string]any{"kind": "Nonsense"}, "spec", "providerConfig"), withRecord(locked4d), withOperation(operationReconcile))
+	wait, err := h.passBucket("b")
+	if !errors.Is(err, errTesting) || wait != 0 {
+		t.Errorf("wait %s, error %v; want the backoff of the queue", wait, err)
+	}
+}
+
+func TestBucketShapesThatNobodyExpects(t *testing.T) {
+	for name, edit := range map[string]editObject{
+		"no region":                  set("", "spec", "region"),
+		"spec.region is a number":    set(int64(1), "spec", "region"),
+		"conditions are strings":     set([]any{"x"}, "status", "conditions"),
+		"observedGeneration is text": set("x", "status", "observedGeneration"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putBucket(false, edit)
+			if _, err := h.passBucket("b"); err == nil {
+				t.Error("no error")
+			}
+			if got := h.storeCalls(); len(got) > 0 {
+				t.Errorf("the store saw %q", got)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+		})
+	}
+}
+
+// In the default mode a spec counts once it is annotated.
+func TestBucketVerifyLeavesUnseenSpecAlone(t *testing.T) {
+	none := Policy{}
+	for _, test := range []struct{ desired, live, recorded, want Policy }{
+		{desired: locked10d, live: locked4d, recorded: locked4d, want: locked4d},
+		{desired: locked4d, live: unlocked1d, recorded: unlocked1d, want: unlocked1d},
+		{desired: none, live: unlocked1d, recorded: unlocked1d, want: unlocked1d},
+		{desired: none, live: locked4d, recorded: locked4d, want: locked4d},
+		{desired: locked1d, live: none, recorded: locked4d, want: locked4d},
+		{desired: locked10d, live: none, recorded: none, want: none},
+	} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.cloud.put("b", test.live)
+			h.putBucket(true, withRecord(test.recorded))
+			h.edit(bucketsGVR, "b", withPolicy(test.desired))
+			if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if bucket.state.Policy != test.want {
+				t.Errorf("the bucket has %v, want %v", bucket.state.Policy, test.want)
+			}
+			if n := h.requests(); n != 1 {
+				t.Errorf("requests %q", h.trace)
+			}
+		})
+	}
+	t.Run("unless the annotation is ignored", func(t *testing.T) {
+		h := newHarness(t)
+		h.admission.ignoreOperationAnnotation = true
+		bucket := h.cloud.put("b", locked4d)
+		h.putBucket(true, withRecord(locked4d))
+		h.edit(bucketsGVR, "b", withPolicy(locked10d))
+		if _, err := h.passBucket("b"); err != nil || bucket.state.Policy != locked10d {
+			t.Errorf("the bucket has %v, error %v", bucket.state.Policy, err)
+		}
+	})
+}
+
+func TestBucketLostIsMadeAnew(t *testing.T) {
+	for _, operation := range []string{"", operationReconcile} {
+		t.Run("operation "+operation, func(t *testing.T) {
+			h := newHarness(t)
+			edits := []editObject{withPolicy(locked4d), withRecord(locked4d)}
+			if operation != "" {
+				edits = append(edits, withOperation(operation))
+			}
+			h.putBucket(true, edits...)
+			if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got, want := h.storeChanges()[:2], []string{"store b Create immutable", "store b Harden"}; !slices.Equal(got, want) {
+				t.Errorf("changes %q, want first %q", got, want)
+			}
+			if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
+				t.Errorf("the bucket has %v", got)
+			}
+			h.wantEvents("BucketLost", "BucketCreated", "PolicyLocked")
+			h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
+			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+		})
+	}
+	t.Run("without immutability", func(t *testing.T) {
+		h := newHarness(t)
+		h.putBucket(true)
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.wantEvents("BucketLost", "BucketCreated")
+	})
+}
+
+func TestBucketStoreErrors(t *testing.T) {
+	foreign := &storeError{code: codeConfigurationProblem, err: errors.New("the bucket belongs to somebody else")}
+	for _, test := range []struct {
+		method string
+		err    *storeError
+		// last is the last call of the store.
+		last string
+	}{
+		{"Observe", foreign, "store b Observe"},
+		{"Observe", denied, "store b Observe"},
+		{"Observe", unavailable, "store b Observe"},
+		{"Create", foreign, "store b Create immutable"},
+		{"Harden", denied, "store b Harden"},
+		{"SetPolicy", unavailable, "store b SetPolicy unlocked retention of 96h"},
+		{"LockPolicy", &storeError{err: errTesting}, "store b LockPolicy locked retention of 96h"},
+	} {
+		t.Run(test.method+" "+string(test.err.code), func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.fail[test.method] = test.err
+			h.putBucket(false, withPolicy(locked4d))
+			var codes []errorCode
+			if test.err.code != "" {
+				codes = append(codes, test.err.code)
+			}
+			for range 3 {
+				wait, err := h.passBucket("b")
+				if !errors.Is(err, test.err) || wait != 0 {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				if calls := h.storeCalls(); calls[len(calls)-1] != test.last {
+					t.Errorf("the store saw %q, want %q last", calls, test.last)
+				}
+				h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codes...)
+			}
+			if got := h.cloud.buckets["b"]; (got != nil) != (test.method != "Observe" && test.method != "Create") {
+				t.Errorf("bucket %v", got)
+			}
+			delete(h.cloud.fail, test.method)
+			if _, err := h.passBucket("b"); err != nil {
+				t.Fatal(err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateSucceeded)
+			if h.record() != locked4d {
+				t.Errorf("recorded %v", h.record())
+			}
+			h.wantMetric(0, "bucketwarden_backupbucket_policy_drift_total", "b")
+		})
+	}
+}
+
+// What was set before an error is remembered, so that it can be undone.
+func TestBucketRecordsHalfWay(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["LockPolicy"] = unavailable
+	h.putBucket(true, withPolicy(locked4d), withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Fatal("no error")
+	}
+	if h.record() != unlocked4d {
+		t.Errorf("recorded %v", h.record())
+	}
+	h.edit(bucketsGVR, "b", withPolicy(Policy{}))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.cloud.buckets["b"].state.Policy; !got.None() {
+		t.Errorf("the bucket has %v", got)
+	}
+}
+
+func TestBucketVerifyErrors(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		err   error
+		codes []errorCode
+	}{
+		{name: "unavailable", err: unavailable},
+		{name: "throttled", err: &storeError{code: codeRateLimitsExceeded, err: errTesting}},
+		{name: "unknown", err: &storeError{err: errTesting}},
+		{name: "out of time", err: context.DeadlineExceeded},
+		{name: "denied", err: denied, codes: []errorCode{codeUnauthorized}},
+		{name: "foreign", err: &storeError{code: codeConfigurationProblem, err: errTesting}, codes: []errorCode{codeConfigurationProblem}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.put("b", locked4d)
+			h.cloud.fail["Observe"] = test.err
+			h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+			wait, err := h.passBucket("b")
+			if !errors.Is(err, test.err) || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if test.codes == nil {
+				h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+				return
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, test.codes...)
+			delete(h.cloud.fail, "Observe")
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+		})
+	}
+	t.Run("of the API server", func(t *testing.T) {
+		h := newHarness(t)
+		h.cloud.put("b", locked4d)
+		h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+		h.answer("get", "secrets", 1, apierrors.NewServiceUnavailable("etcd is slow"))
+		if _, err := h.passBucket("b"); err == nil {
+			t.Error("no error")
+		}
+		h.wantTrace("get secrets garden/bucket-b")
+	})
+}
+
+// shortReadBack makes reads of a changed policy come at once.
+func shortReadBack(t *testing.T) {
+	delays := readBackDelays
+	readBackDelays = make([]time.Duration, len(delays))
+	t.Cleanup(func() { readBackDelays = delays })
+}
+
+// S3 may answer with the old policy for a while.
+func TestBucketStoreThatLags(t *testing.T) {
+	shortReadBack(t)
+	h := newHarness(t)
+	h.cloud.lag = 2
+	h.putBucket(false, withPolicy(locked4d))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"store b Create immutable", "store b Harden", "store b SetPolicy unlocked retention of 96h", "store b LockPolicy locked retention of 96h"}
+	if got := h.storeChanges(); !slices.Equal(got, want) || h.record() != locked4d {
+		t.Errorf("changes %q, recorded %v", got, h.record())
+	}
+}
+
+func TestBucketStoreThatIgnoresThePolicy(t *testing.T) {
+	shortReadBack(t)
+	h := newHarness(t)
+	h.cloud.ignoresPolicy = true
+	h.putBucket(false, withPolicy(locked4d))
+	for range 2 {
+		if _, err := h.passBucket("b"); err == nil {
+			t.Fatal("no error")
+		}
+		sets := 0
+		for _, line := range h.storeChanges() {
+			if strings.Contains(line, "LockPolicy") {
+				t.Errorf("%s without having read the policy back", line)
+			}
+			if strings.Contains(line, "SetPolicy") {
+				sets++
+			}
+		}
+		if sets == 0 || sets > maxConvergeSteps {
+			t.Errorf("the policy was set %d times", sets)
+		}
+		h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+		if got := h.record(); !got.None() {
+			t.Errorf("recorded %v, which the store never had", got)
+		}
+	}
+	h.wantMetric(0, "bucketwarden_backupbucket_policy_drift_total", "b")
+}
+
+func TestBucketSecretProblems(t *testing.T) {
+	t.Run("missing", func(t *testing.T) {
+		for _, settled := range []bool{false, true} {
+			h := newHarness(t)
+			if settled {
+				h.cloud.put("b", locked4d)
+			}
+			h.putBucket(settled, withPolicy(locked4d), withRecord(locked4d))
+			h.deleteSecret("garden", "bucket-b")
+			wait, err := h.passBucket("b")
+			if err == nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			opType := operationTypeCreate
+			if settled {
+				opType = operationTypeReconcile
+			}
+			if s := h.wantStatus(bucketsGVR, "b", opType, stateError); !strings.Contains(s.Error, "garden/bucket-b") {
+				t.Errorf("the message %q does not name the secret", s.Error)
+			}
+			if _, err := h.passBucket("b"); err == nil {
+				t.Error("no error")
+			}
+			h.wantTrace("get secrets garden/bucket-b")
+			h.putSecret("garden", "bucket-b", staticCredentials())
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			h.wantStatus(bucketsGVR, "b", opType, stateSucceeded)
+			if !slices.Contains(h.secret("garden", "bucket-b").Finalizers, finalizerBackupBucket) {
+				t.Error("the secret is not held")
+			}
+		}
+	})
+	for name, edit := range map[string]editObject{
+		"no name":      set(map[string]any{"namespace": "garden"}, "spec", "secretRef"),
+		"no namespace": set(map[string]any{"name": "bucket-b"}, "spec", "secretRef"),
+		"no reference": set(map[string]any{}, "spec", "secretRef"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putBucket(false, edit)
+			if _, err := h.passBucket("b"); err == nil {
+				t.Error("no error")
+			}
+			h.wantTrace("patch backupbuckets b finalizers", "status backupbuckets b Create Error")
+			h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+		})
+	}
+	t.Run("without keys", func(t *testing.T) {
+		h := newHarness(t)
+		h.putBucket(false)
+		h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { delete(s.Data, "accessKeyID") })
+		if _, err := h.passBucket("b"); err == nil {
+			t.Error("no error")
+		}
+		s := h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+		if !strings.Contains(s.Error, "garden/bucket-b") || !strings.Contains(s.Error, "accessKeyID") || len(h.storeCalls()) > 0 {
+			t.Errorf("message %q, trace %q", s.Error, h.trace)
+		}
+		h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Data = staticCredentials() })
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("is not what is wrong", func(t *testing.T) {
+		h := newHarness(t)
+		h.cloud.fail["open"] = &storeError{code: codeConfigurationProblem, err: errors.New("the store allows no such name")}
+		h.putBucket(false)
+		if _, err := h.passBucket("b"); err == nil {
+			t.Error("no error")
+		}
+		s := h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateError, codeConfigurationProblem)
+		if strings.Contains(s.Error, "garden/bucket-b") {
+			t.Errorf("message %q", s.Error)
+		}
+	})
+	t.Run("changed by gardenlet meanwhile", func(t *testing.T) {
+		h := newHarness(t)
+		h.putBucket(false)
+		h.on("patch", "secrets", 1, func() error {
+			h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Annotations = map[string]string{"x": "y"} })
+			return nil
+		})
+		if _, err := h.passBucket("b"); !apierrors.IsConflict(err) || len(h.storeCalls()) > 0 {
+			t.Errorf("error %v, trace %q", err, h.trace)
+		}
+		h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateProcessing)
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		if s := h.secret("garden", "bucket-b"); s.Annotations["x"] != "y" || len(s.Finalizers) != 1 {
+			t.Errorf("secret %v", s.ObjectMeta)
+		}
+	})
+}
+
+func TestBucketConflictInClaimIsNoError(t *testing.T) {
+	h := newHarness(t)
+	h.putBucket(false, withOperation(operationReconcile))
+	h.on("patch", "backupbuckets", 1, func() error {
+		h.edit(bucketsGVR, "b", withAnnotation("x", "y"))
+		return nil
+	})
+	if _, err := h.passBucket("b"); !apierrors.IsConflict(err) {
+		t.Errorf("error %v", err)
+	}
+	h.wantTrace("patch backupbuckets b annotations,finalizers")
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBucketKnowsNoMigration(t *testing.T) {
+	for _, operation := range []string{operationMigrate, operationRestore, operationReconcile} {
+		t.Run(operation, func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.put("b", Policy{})
+			h.putBucket(true, withOperation(operation))
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			h.wantTrace("patch backupbuckets b annotations", "get secrets garden/bucket-b", "store b Observe", "store b Harden",
+				"status backupbuckets b Reconcile Succeeded +conditions")
+			if got := h.get(bucketsGVR, "b").GetAnnotations()[annotationOperation]; got != "" {
+				t.Errorf("the annotation %s is still there", got)
+			}
+		})
+	}
+}
+
+// The annotation is gone, and the daemon was killed before it wrote a status.
+func TestBucketInterruptedReconcileIsMadeUpFor(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.putBucket(true, withPolicy(locked4d), withAnnotation(annotationTimestamp, testStart.Add(time.Second).Format(time.RFC3339Nano)))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	if h.record() != locked4d {
+		t.Errorf("recorded %v", h.record())
+	}
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+}
+
+func TestBucketLeftAlone(t *testing.T) {
+	for name, test := range map[string]struct {
+		edit editObject
+		wait time.Duration
+	}{
+		"wait-for-state":              {withOperation(operationWaitForState), testVerifyInterval},
+		"wait-for-state and deleting": {func(u *unstructured.Unstructured) { withOperation(operationWaitForState)(u); deleting(u) }, testVerifyInterval},
+		"other type":                  {set("azure", "spec", "type"), 0},
+		"other class":                 {set("garden", "spec", "class"), 0},
+		"deleting without finalizer":  {func(u *unstructured.Unstructured) { deleting(u); u.SetFinalizers([]string{"other"}) }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putBucket(true, test.edit)
+			if wait, err := h.passBucket("b"); err != nil || wait != test.wait {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantNothing()
+		})
+	}
+	t.Run("unknown", func(t *testing.T) {
+		h := newHarness(t)
+		if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		h.wantNothing()
+	})
+	t.Run("stale cache", func(t *testing.T) {
+		h := newHarness(t)
+		h.putBucket(false, withOperation(operationReconcile))
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.edit(bucketsGVR, "b", withOperation(operationReconcile))
+		h.sync()
+		h.frozen = true
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		if wait, err := h.passBucket("b"); err != nil || wait != staleRetry {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		h.wantNothing()
+		h.frozen = false
+		if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+	})
+}
+
+func TestBucketKeepsWhatOthersWrote(t *testing.T) {
+	h := newHarness(t)
+	foreign := map[string]any{"type": "Other", "status": "Unknown", "reason": "R", "message": "M",
+		"lastTransitionTime": "2025-01-01T00:00:00Z", "lastUpdateTime": "2025-01-01T00:00:00Z", "codes": []any{"ERR_X"}}
+	h.putBucket(false, withFinalizers("other/finalizer"), withAnnotation("confirmation.gardener.cloud/deletion", "true"),
+		withOperation(operationReconcile), set([]any{foreign}, "status", "conditions"), set(map[string]any{"a": "b"}, "status", "state"))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	u := h.get(bucketsGVR, "b")
+	if got := u.GetFinalizers(); !slices.Equal(got, []string{"other/finalizer", finalizerBackupBucket}) {
+		t.Errorf("finalizers %v", got)
+	}
+	if got := u.GetAnnotations(); len(got) != 1 || got["confirmation.gardener.cloud/deletion"] != "true" {
+		t.Errorf("annotations %v", got)
+	}
+	if got := h.conditionOf("Other"); fmt.Sprint(got) != fmt.Sprint(foreign) {
+		t.Errorf("condition %v, want %v", got, foreign)
+	}
+	if got, _, _ := unstructured.NestedString(u.Object, "status", "state", "a"); got != "b" {
+		t.Errorf("status.state %q", got)
+	}
+}
+
+// A condition's times move only with its content.
+func TestBucketConditionsStayStable(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked4d)
+	old := map[string]any{"type": conditionImmutable, "status": "True", "reason": "Locked", "message": "The store says: locked retention of 96h.",
+		"lastTransitionTime": "2025-01-01T00:00:00Z", "lastUpdateTime": "2025-01-01T00:00:00Z"}
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operationReconcile), set([]any{old}, "status", "conditions"))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.conditionOf(conditionImmutable); fmt.Sprint(got) != fmt.Sprint(old) {
+		t.Errorf("condition %v, want %v", got, old)
+	}
+}
+
+// gardenlet takes an object for unhealthy while lastUpdateTime lies before its timestamp.
+func TestBucketLastUpdateTimeIsNotBeforeTheClients(t *testing.T) {
+	h := newHarness(t)
+	ahead := time.Now().Add(time.Hour).UTC()
+	h.putBucket(false, withAnnotation(annotationTimestamp, ahead.Format(time.RFC3339Nano)))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := decodeBucket(h.get(bucketsGVR, "b")).LastOperation.LastUpdateTime; !got.Equal(ahead.Truncate(time.Second)) {
+		t.Errorf("lastUpdateTime %v, want %v", got, ahead.Truncate(time.Second))
+	}
+}
+
+// putDeletingBucket stores BackupBucket b being deleted, and its bucket.
+func (h *harness) putDeletingBucket(edits ...editObject) *memBucket {
+	h.t.Helper()
+	h.putBucket(true, append([]editObject{withFinalizers("other"), deleting}, edits...)...)
+	return h.cloud.put("b", Policy{})
+}
+
+var bucketDeleted = []string{
+	"store b Delete",
+	"status backupbuckets b Delete Succeeded",
+	"get secrets garden/bucket-b",
+	"patch secrets garden/bucket-b finalizers",
+	"get backupbuckets b",
+	"patch backupbuckets b finalizers",
+}
+
+var bucketDeleting = []string{
+	"get backupbuckets b",
+	"list backupentries",
+	"status backupbuckets b Delete Processing",
+	"get secrets garden/bucket-b",
+	"store b Observe",
+	"store b Delete",
+}
+
+func TestBucketDeleteEmpty(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingBucket()
+	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantTrace(append(bucketDeleting[:5:5], bucketDeleted...)...)
+	if got := h.get(bucketsGVR, "b").GetFinalizers(); !slices.Equal(got, []string{"other"}) {
+		t.Errorf("finalizers %v", got)
+	}
+	if got := h.secret("garden", "bucket-b").Finalizers; len(got) > 0 {
+		t.Errorf("the secret has finalizers %v", got)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateSucceeded)
+	h.wantEvents("BucketDeleted")
+	h.wantMetric(1, "bucketwarden_deleted_buckets_total")
+	if len(h.cloud.buckets) > 0 {
+		t.Error("the bucket is still there")
+	}
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantNothing()
+}
+
+func TestBucketDeletePurges(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingBucket(withOperation(operationMigrate)).objects["x/1"] = memObject{size: 2048}
+	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	want := slices.Concat(bucketDeleting, []string{`store b Purge ""`}, bucketDeleted)
+	h.wantTrace(slices.Insert(want, 1, "patch backupbuckets b annotations")...)
+	h.wantEvents("ObjectsDeleted", "BucketDeleted")
+	h.wantMetric(1, "bucketwarden_purged_objects_total", "b")
+	h.wantMetric(2048, "bucketwarden_purged_bytes_total", "b")
+}
+
+// MinIO hides "a/b" from a list while an object "a" exists.
+func TestBucketDeletePurgesUntilEmpty(t *testing.T) {
+	h := newHarness(t)
+	bucket := h.putDeletingBucket()
+	bucket.objects["a"], bucket.objects["a/b"] = memObject{}, memObject{behind: "a"}
+	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	want := []string{"store b Delete", `store b Purge ""`, "store b Delete", `store b Purge ""`, "store b Delete"}
+	if got := h.storeChanges(); !slices.Equal(got, want) {
+		t.Errorf("the store saw %q, want %q", got, want)
+	}
+	h.wantMetric(2, "bucketwarden_purged_objects_total", "b")
+
+	// What no purge sees must not make an endless loop.
+	h = newHarness(t)
+	h.putDeletingBucket().objects["a"] = memObject{behind: "a"}
+	if wait, err := h.passBucket("b"); !errors.Is(err, errBucketNotEmpty) || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateError)
+}
+
+func TestBucketDeleteWaitsForEntries(t *testing.T) {
+	for _, name := range []string{"in the cache", "only live"} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putDeletingBucket()
+			h.putEntry("shoot--p--s--u", false)
+			want := []string{"get backupbuckets b", "status backupbuckets b Delete Processing"}
+			if name == "only live" {
+				want = slices.Insert(want, 1, "list backupentries")
+				h.sync()
+				if err := h.entries.objects.Replace(nil, ""); err != nil {
+					t.Fatal(err)
+				}
+				h.frozen = true
+			}
+			if wait, err := h.passBucket("b"); err != nil || wait != referencedRetry {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantTrace(want...)
+			if s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing); !strings.Contains(s.Description, "shoot--p--s--u") {
+				t.Errorf("the message %q does not name the entry", s.Description)
+			}
+			if wait, err := h.passBucket("b"); err != nil || wait <= 0 || wait > referencedRetry {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if h.requests() != 0 && !h.frozen {
+				t.Errorf("a pass that is not due did %q", h.trace)
+			}
+		})
+	}
+	t.Run("on a later page", func(t *testing.T) {
+		h := newHarness(t)
+		h.putDeletingBucket()
+		pages := 0
+		h.dyn.PrependReactor("list", resourceBackupEntries, func(clienttesting.Action) (bool, runtime.Object, error) {
+			page := &unstructured.UnstructuredList{}
+			page.SetAPIVersion(extensionsGV.String())
+			page.SetKind(kindBackupEntry + "List")
+			bucket := "b"
+			if pages++; pages == 1 {
+				bucket = "other"
+				page.SetContinue("2")
+			}
+			page.Items = []unstructured.Unstructured{*testObject(kindBackupEntry, "in-"+bucket, "entry", set(bucket, "spec", "bucketName"))}
+			return true, page, nil
+		})
+		if wait, err := h.passBucket("b"); err != nil || wait != referencedRetry {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "in-b") || len(h.storeCalls()) > 0 {
+			t.Errorf("description %q, trace %q", s.Description, h.trace)
+		}
+	})
+	t.Run("not for those of other buckets", func(t *testing.T) {
+		h := newHarness(t)
+		h.putDeletingBucket()
+		h.putEntry("shoot--p--s--u", false, set("other", "spec", "bucketName"))
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateSucceeded)
+	})
+}
+
+// passedWait says that wait ended at until, give or take the pass itself.
+func passedWait(start time.Time, wait time.Duration, until time.Time) bool {
+	return !start.Add(wait).After(until) && !time.Now().Add(wait).Before(until)
+}
+
+func TestBucketDeleteWaitsForRetention(t *testing.T) {
+	until := time.Now().Add(72 * time.Hour).UTC().Truncate(time.Second)
+	h := newHarness(t)
+	bucket := h.putDeletingBucket()
+	bucket.objects["x/free"] = memObject{size: 1}
+	bucket.objects["x/1"] = memObject{size: 1024, until: until.Add(-time.Hour)}
+	bucket.objects["x/2"] = memObject{size: 1024, until: until}
+	start := time.Now()
+	wait, err := h.passBucket("b")
+	if err != nil || !passedWait(start, wait, until.Add(time.Second)) {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
+	want := "2 objects (2.0 KiB) in bucket b retained until " + until.Format(time.RFC3339)
+	if s.Description != want || s.Error != "" {
+		t.Errorf("description %q, want %q", s.Description, want)
+	}
+	h.wantMetric(2, "bucketwarden_backupbucket_retained_objects", "b")
+	h.wantEvents("ObjectsDeleted")
+
+	h.edit(bucketsGVR, "b", withAnnotation(annotationTimestamp, time.Now().UTC().Format(time.RFC3339Nano)))
+	if wait, err := h.passBucket("b"); err != nil || wait <= 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantNothing()
+
+	// Due, but the store is not done: the status says so again.
+	key := cache.ObjectName{Name: "b"}
+	h.buckets.resource.controller.waitUntil(key, testStart)
+	if wait, err := h.passBucket("b"); err != nil || wait <= 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	if s := h.status(bucketsGVR, "b"); s.Description != want {
+		t.Errorf("description %q, want %q", s.Description, want)
+	}
+
+	h.buckets.resource.controller.waitUntil(key, testStart)
+	clear(bucket.objects)
+	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateSucceeded)
+}
+
+// A retention that the store says is over, and still holds, must not make a hot loop.
+func TestBucketDeleteRetainedByAClockThatLags(t *testing.T) {
+	h := newHarness(t)
+	h.putBucket(true, deleting)
+	wait, err := h.buckets.purged(t.Context(), decodeBucket(h.get(bucketsGVR, "b")), "b", PurgeResult{Retained: 1, RetainedUntil: testStart}, nil)
+	if err != nil || wait != time.Minute {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+}
+
+func TestBucketDeleteWaitsForLegalHold(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingBucket().objects["x/1"] = memObject{held: true}
+	wait, err := h.passBucket("b")
+	if err != nil || wait != legalHoldRetry {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "legal hold") {
+		t.Errorf("description %q", s.Description)
+	}
+}
+
+func TestBucketDeleteErrors(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare func(h *harness)
+		heal    func(h *harness)
+		codes   []errorCode
+	}{
+		"secret is gone": {
+			prepare: func(h *harness) { h.deleteSecret("garden", "bucket-b") },
+			heal:    func(h *harness) { h.putSecret("garden", "bucket-b", staticCredentials()) },
+		},
+		"secret is empty": {
+			prepare: func(h *harness) { h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Data = nil }) },
+			heal: func(h *harness) {
+				h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Data = staticCredentials() })
+			},
+			codes: []errorCode{codeConfigurationProblem},
+		},
+		"bucket is foreign": {
+			prepare: func(h *harness) { h.cloud.fail["Observe"] = denied },
+			heal:    func(h *harness) { delete(h.cloud.fail, "Observe") },
+			codes:   []errorCode{codeUnauthorized},
+		},
+		"delete fails": {
+			prepare: func(h *harness) { h.cloud.fail["Delete"] = unavailable },
+			heal:    func(h *harness) { delete(h.cloud.fail, "Delete") },
+			codes:   []errorCode{codeRetryableDependencies},
+		},
+		"purge fails": {
+			prepare: func(h *harness) {
+				h.cloud.buckets["b"].objects["x/1"] = memObject{}
+				h.cloud.fail["Purge"] = denied
+			},
+			heal:  func(h *harness) { delete(h.cloud.fail, "Purge") },
+			codes: []errorCode{codeUnauthorized},
+		},
+		"entries cannot be listed": {
+			prepare: func(h *harness) {
+				h.answer("list", "backupentries", 3, apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "list", entriesGVR.GroupResource(), "", "", 0, true))
+			},
+			heal: func(*harness) {},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putDeletingBucket()
+			test.prepare(h)
+			for range 3 {
+				if wait, err := h.passBucket("b"); err == nil || wait != 0 {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateError, test.codes...)
+				if h.cloud.buckets["b"] == nil || !slices.Contains(h.get(bucketsGVR, "b").GetFinalizers(), finalizerBackupBucket) {
+					t.Error("the bucket or its finalizer is gone")
+				}
+				if s := h.secret("garden", "bucket-b"); s != nil && len(s.Finalizers) == 0 {
+					t.Error("the secret was released")
+				}
+			}
+			test.heal(h)
+			if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateSucceeded)
+		})
+	}
+}
+
+func TestBucketDeleteWithoutBucket(t *testing.T) {
+	notOurs := &storeError{code: codeConfigurationProblem, err: fmt.Errorf("it belongs to somebody else: %w", errNotOurBucket)}
+	for name, test := range map[string]struct {
+		prepare func(h *harness)
+		events  []string
+	}{
+		"gone":           {func(h *harness) { delete(h.cloud.buckets, "b") }, nil},
+		"of others":      {func(h *harness) { h.cloud.fail["Observe"] = notOurs }, []string{"BucketLeft"}},
+		"forbidden name": {func(h *harness) { h.cloud.fail["open"] = notOurs }, []string{"BucketLeft"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putDeletingBucket()
+			test.prepare(h)
+			if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got := h.storeChanges(); len(got) > 0 {
+				t.Errorf("the store saw %q", got)
+			}
+			h.wantEvents(test.events...)
+			h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateSucceeded)
+			h.wantMetric(0, "bucketwarden_deleted_buckets_total")
+			if len(h.secret("garden", "bucket-b").Finalizers) > 0 || len(h.get(bucketsGVR, "b").GetFinalizers()) != 1 {
+				t.Error("not released")
+			}
+		})
+	}
+}
+
+// A release that was interrupted goes on where it was.
+func TestBucketDeleteSurvivesConflicts(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingBucket()
+	for range 2 {
+		h.on("patch", "secrets", 1, func() error {
+			h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Annotations = map[string]string{"x": h.nextVersion()} })
+			return nil
+		})
+	}
+	h.on("patch", "backupbuckets", 1, func() error {
+		h.edit(bucketsGVR, "b", withAnnotation("x", "y"))
+		return nil
+	})
+	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	if got := h.get(bucketsGVR, "b").GetFinalizers(); !slices.Equal(got, []string{"other"}) {
+		t.Errorf("finalizers %v", got)
+	}
+	if got := h.secret("garden", "bucket-b").Finalizers; len(got) > 0 {
+		t.Errorf("the secret has finalizers %v", got)
+	}
+}
+
+// The cache may lag: what counts is the live object.
+func TestBucketDeleteReadsLive(t *testing.T) {
+	for name, change := range map[string]editObject{
+		"another object":  func(u *unstructured.Unstructured) { u.SetUID("new") },
+		"wait-for-state":  withOperation(operationWaitForState),
+		"not deleting":    func(u *unstructured.Unstructured) { u.SetDeletionTimestamp(nil) },
+		"released by now": func(u *unstructured.Unstructured) { u.SetFinalizers([]string{"other"}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putDeletingBucket()
+			h.sync()
+			h.frozen = true
+			h.edit(bucketsGVR, "b", change)
+			if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantTrace("get backupbuckets b")
+		})
+	}
+	t.Run("gone", func(t *testing.T) {
+		h := newHarness(t)
+		h.putDeletingBucket()
+		h.sync()
+		h.frozen = true
+		if err := h.dyn.Tracker().Delete(bucketsGVR, "", "b"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.wantTrace("get backupbuckets b")
+	})
+}

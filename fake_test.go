@@ -1,0 +1,862 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	corefake "k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// secretMarker is in every value of every secret; it must show up nowhere else.
+const secretMarker = "s3cr3t-marker"
+
+const testVerifyInterval = 10 * time.Minute
+
+// testStart is before every pass, so that a status written then is an old one.
+var testStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// harness is both reconcilers on client-go's fakes and a store in memory. It gives the
+// fakes what they lack of an API server (resourceVersions with optimistic lock, deletion
+// with the last finalizer, namespaces that must exist), keeps one trace of all requests
+// in their order, and checks in every test what must hold in all of them.
+type harness struct {
+	t         *testing.T
+	core      *corefake.Clientset
+	dyn       *dynamicfake.FakeDynamicClient
+	cloud     *memStore
+	recorder  *harnessRecorder
+	metrics   *metrics
+	admission *admission
+	buckets   *bucketReconciler
+	entries   *entryReconciler
+	// frozen keeps the cache as it is, as a watch that lags.
+	frozen bool
+
+	version int
+	hooks   []*harnessHook
+
+	mu    sync.Mutex
+	trace []string
+}
+
+// harnessHook runs before a request is served; its error is the answer.
+type harnessHook struct {
+	verb, resource string
+	times          int
+	run            func() error
+}
+
+func newHarness(t *testing.T) *harness {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	h := &harness{
+		t:    t,
+		core: corefake.NewSimpleClientset(),
+		dyn: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
+			bucketsGVR: kindBackupBucket + "List", entriesGVR: kindBackupEntry + "List"}),
+		metrics: newMetrics(),
+		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3},
+			classes: []string{defaultClass}},
+	}
+	h.recorder = &harnessRecorder{t: t}
+	h.cloud = &memStore{h: h, buckets: map[string]*memBucket{}, fail: map[string]error{}}
+	h.core.PrependReactor("*", "*", h.serve(h.core.Tracker()))
+	h.dyn.PrependReactor("*", "*", h.serve(h.dyn.Tracker()))
+
+	bucketController := newController(resourceBackupBuckets, h.metrics)
+	entryController := newController(resourceBackupEntries, h.metrics)
+	t.Cleanup(bucketController.queue.ShutDown)
+	t.Cleanup(entryController.queue.ShutDown)
+	index := func() cache.Indexer {
+		return cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{indexSecret: indexBySecret})
+	}
+	stores := stores{storeS3: h.cloud.open}
+	entryClient := &resourceClient{client: h.dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
+	h.entries = &entryReconciler{reconciler{
+		resource:  entryClient,
+		secrets:   &secrets{client: h.core, finalizer: finalizerBackupEntry},
+		objects:   index(),
+		admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+	}}
+	h.buckets = &bucketReconciler{
+		reconciler: reconciler{
+			resource:  &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
+			secrets:   &secrets{client: h.core, finalizer: finalizerBackupBucket},
+			objects:   index(),
+			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+		},
+		verifyInterval: testVerifyInterval,
+		entries:        h.entries.objects,
+		entriesClient:  entryClient,
+	}
+	return h
+}
+
+func (h *harness) note(format string, args ...any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.trace = append(h.trace, fmt.Sprintf(format, args...))
+}
+
+// on runs f before the next requests with a verb to a resource (such as "secrets" or
+// "backupbuckets/status"); f's error is the answer.
+func (h *harness) on(verb, resource string, times int, f func() error) {
+	h.hooks = append(h.hooks, &harnessHook{verb: verb, resource: resource, times: times, run: f})
+}
+
+// answer makes the next requests with a verb to a resource fail.
+func (h *harness) answer(verb, resource string, times int, err error) {
+	h.on(verb, resource, times, func() error { return err })
+}
+
+func (h *harness) nextVersion() string {
+	h.version++
+	return strconv.Itoa(h.version)
+}
+
+// serve is the API server.
+func (h *harness) serve(tracker clienttesting.ObjectTracker) clienttesting.ReactionFunc {
+	react := clienttesting.ObjectReaction(tracker)
+	return func(action clienttesting.Action) (bool, runtime.Object, error) {
+		h.note("%s", h.describe(action))
+		resource := action.GetResource().Resource
+		if sub := action.GetSubresource(); sub != "" {
+			resource += "/" + sub
+		}
+		for _, hook := range h.hooks {
+			if hook.times > 0 && hook.verb == action.GetVerb() && hook.resource == resource {
+				hook.times--
+				if err := hook.run(); err != nil {
+					return true, nil, err
+				}
+			}
+		}
+		gvr, ns := action.GetResource(), action.GetNamespace()
+		switch a := action.(type) {
+		case clienttesting.CreateActionImpl:
+			if err := h.checkNamespace(ns); err != nil {
+				return true, nil, err
+			}
+			m, err := meta.Accessor(a.GetObject())
+			if err != nil {
+				return true, nil, err
+			}
+			m.SetResourceVersion(h.nextVersion())
+			m.SetUID(types.UID("uid-" + m.GetResourceVersion()))
+		case clienttesting.PatchActionImpl:
+			obj, err := tracker.Get(gvr, ns, a.GetName())
+			if err != nil {
+				return true, nil, err
+			}
+			if err := h.checkPatch(a, obj); err != nil {
+				return true, nil, err
+			}
+			_, obj, err = react(action)
+			if err != nil {
+				return true, nil, err
+			}
+			m, err := meta.Accessor(obj)
+			if err != nil {
+				return true, nil, err
+			}
+			m.SetResourceVersion(h.nextVersion())
+			if m.GetDeletionTimestamp() != nil && len(m.GetFinalizers()) == 0 {
+				return true, obj, tracker.Delete(gvr, ns, a.GetName())
+			}
+			return true, obj, tracker.Update(gvr, obj, ns)
+		case clienttesting.DeleteActionImpl:
+			obj, err := tracker.Get(gvr, ns, a.GetName())
+			if err != nil {
+				return true, nil, err
+			}
+			m, err := meta.Accessor(obj)
+			if err != nil {
+				return true, nil, err
+			}
+			if p := a.DeleteOptions.Preconditions; p != nil && (p.UID != nil && *p.UID != m.GetUID() || p.ResourceVersion != nil && *p.ResourceVersion != m.GetResourceVersion()) {
+				return true, nil, apierrors.NewConflict(gvr.GroupResource(), a.GetName(), fmt.Errorf("precondition failed"))
+			}
+		}
+		return react(action)
+	}
+}
+
+func (h *harness) checkNamespace(name string) error {
+	obj, err := h.core.Tracker().Get(namespaceGVR, "", name)
+	if err != nil {
+		return apierrors.NewNotFound(namespaceGVR.GroupResource(), name)
+	}
+	if obj.(*corev1.Namespace).DeletionTimestamp == nil {
+		return nil
+	}
+	err = apierrors.NewForbidden(secretsGVR.GroupResource(), "x", fmt.Errorf("unable to create new content in namespace %s because it is being terminated", name))
+	status := err.(*apierrors.StatusError)
+	status.ErrStatus.Details.Causes = append(status.ErrStatus.Details.Causes, metav1.StatusCause{Type: corev1.NamespaceTerminatingCause})
+	return status
+}
+
+// checkPatch is the optimistic lock, and what holds for every patch that we send.
+func (h *harness) checkPatch(a clienttesting.PatchActionImpl, stored runtime.Object) error {
+	h.t.Helper()
+	m, err := meta.Accessor(stored)
+	if err != nil {
+		return err
+	}
+	var patch map[string]any
+	if err := json.Unmarshal(a.GetPatch(), &patch); err != nil {
+		h.t.Errorf("a patch of %s is no JSON: %v", a.GetName(), err)
+	}
+	metadata, _ := patch["metadata"].(map[string]any)
+	for key, have := range map[string]string{"resourceVersion": m.GetResourceVersion(), "uid": string(m.GetUID())} {
+		if want, ok := metadata[key]; ok && want != have {
+			return apierrors.NewConflict(a.GetResource().GroupResource(), a.GetName(), fmt.Errorf("%s is %s, not %v", key, have, want))
+		}
+	}
+	if a.GetResource().Group != extensionsGV.Group {
+		// Adding to a list needs no lock, replacing one does.
+		if _, locked := metadata["resourceVersion"]; !locked && a.GetPatchType() != types.StrategicMergePatchType {
+			h.t.Errorf("a patch of secret %s has no optimistic lock", a.GetName())
+		}
+		return nil
+	}
+	if a.GetPatchType() != types.MergePatchType {
+		h.t.Errorf("%s of %s: a custom resource knows no other than a merge patch", a.GetPatchType(), a.GetName())
+	}
+	if strings.Contains(string(a.GetPatch()), secretMarker) {
+		h.t.Errorf("a patch of %s shows a secret: %s", a.GetName(), a.GetPatch())
+	}
+	allowed := "metadata"
+	if a.GetSubresource() == "status" {
+		allowed = "status"
+	}
+	for key := range patch {
+		if key != allowed {
+			h.t.Errorf("a patch of %s %q touches %s", a.GetName(), a.GetSubresource(), key)
+		}
+	}
+	for key := range metadata {
+		if !slices.Contains([]string{"annotations", "finalizers", "resourceVersion", "uid"}, key) {
+			h.t.Errorf("a patch of %s touches metadata.%s", a.GetName(), key)
+		}
+	}
+	annotations, _ := metadata["annotations"].(map[string]any)
+	for key, value := range annotations {
+		if key != annotationOperation || value != nil {
+			h.t.Errorf("a patch of %s touches the annotation %s", a.GetName(), key)
+		}
+	}
+	status, _ := patch["status"].(map[string]any)
+	for key := range status {
+		if !slices.Contains([]string{"lastOperation", "lastError", "observedGeneration", "conditions", "providerStatus"}, key) {
+			h.t.Errorf("a patch of %s touches status.%s", a.GetName(), key)
+		}
+	}
+	if _, ok := status["lastOperation"]; ok || status["lastError"] != nil {
+		last, _ := status["lastOperation"].(map[string]any)
+		for _, key := range []string{"description", "lastUpdateTime", "progress", "state", "type"} {
+			if value := last[key]; value == nil || value == "" {
+				h.t.Errorf("a patch of %s has no lastOperation.%s, which its CRD requires", a.GetName(), key)
+			}
+		}
+	}
+	return nil
+}
+
+// describe is a request as a line of the trace.
+func (h *harness) describe(action clienttesting.Action) string {
+	resource := action.GetResource().Resource
+	target := resource
+	if ns := action.GetNamespace(); ns != "" {
+		target += " " + ns
+	}
+	switch a := action.(type) {
+	case clienttesting.GetActionImpl:
+		return "get " + join(target, a.GetName())
+	case clienttesting.DeleteActionImpl:
+		return "delete " + join(target, a.GetName())
+	case clienttesting.CreateActionImpl:
+		m, err := meta.Accessor(a.GetObject())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		return "create " + join(target, m.GetName())
+	case clienttesting.PatchActionImpl:
+		var patch struct {
+			Metadata map[string]any
+			Status   map[string]any
+			Data     map[string]any
+		}
+		if err := json.Unmarshal(a.GetPatch(), &patch); err != nil {
+			h.t.Errorf("a patch of %s is no JSON: %v", a.GetName(), err)
+		}
+		if a.GetSubresource() == "status" {
+			last, _ := patch.Status["lastOperation"].(map[string]any)
+			for _, key := range []string{"lastOperation", "lastError", "observedGeneration"} {
+				delete(patch.Status, key)
+			}
+			line := fmt.Sprintf("status %s %v %v", join(resource, a.GetName()), last["type"], last["state"])
+			for _, key := range slices.Sorted(maps.Keys(patch.Status)) {
+				line += " +" + key
+			}
+			return line
+		}
+		delete(patch.Metadata, "resourceVersion")
+		delete(patch.Metadata, "uid")
+		keys := slices.Sorted(maps.Keys(patch.Metadata))
+		if patch.Data != nil {
+			keys = append(keys, "data")
+		}
+		return fmt.Sprintf("patch %s %s", join(target, a.GetName()), strings.Join(keys, ","))
+	}
+	return action.GetVerb() + " " + target
+}
+
+// join writes "resource name" or "resource namespace/name".
+func join(target, name string) string {
+	if strings.Contains(target, " ") {
+		return target + "/" + name
+	}
+	return target + " " + name
+}
+
+// put stores an object as a client would have.
+func (h *harness) put(gvr schema.GroupVersionResource, obj runtime.Object) {
+	h.t.Helper()
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	m.SetResourceVersion(h.nextVersion())
+	if m.GetUID() == "" {
+		m.SetUID(types.UID("uid-" + m.GetResourceVersion()))
+	}
+	tracker := h.core.Tracker()
+	if gvr.Group == extensionsGV.Group {
+		tracker = h.dyn.Tracker()
+	}
+	if err := tracker.Create(gvr, obj, m.GetNamespace()); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// get reads a custom resource without a request; nil if it is gone.
+func (h *harness) get(gvr schema.GroupVersionResource, name string) *unstructured.Unstructured {
+	h.t.Helper()
+	obj, err := h.dyn.Tracker().Get(gvr, "", name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return obj.(*unstructured.Unstructured).DeepCopy()
+}
+
+// edit changes a custom resource as another client would.
+func (h *harness) edit(gvr schema.GroupVersionResource, name string, change func(*unstructured.Unstructured)) {
+	h.t.Helper()
+	u := h.get(gvr, name)
+	spec := fmt.Sprint(u.Object["spec"])
+	change(u)
+	if fmt.Sprint(u.Object["spec"]) != spec {
+		u.SetGeneration(u.GetGeneration() + 1)
+	}
+	u.SetResourceVersion(h.nextVersion())
+	if err := h.dyn.Tracker().Update(gvr, u, ""); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// secret reads a secret without a request; nil if it is gone.
+func (h *harness) secret(namespace, name string) *corev1.Secret {
+	h.t.Helper()
+	obj, err := h.core.Tracker().Get(secretsGVR, namespace, name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return obj.(*corev1.Secret).DeepCopy()
+}
+
+func (h *harness) editSecret(namespace, name string, change func(*corev1.Secret)) {
+	h.t.Helper()
+	secret := h.secret(namespace, name)
+	change(secret)
+	secret.ResourceVersion = h.nextVersion()
+	if err := h.core.Tracker().Update(secretsGVR, secret, namespace); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *harness) deleteSecret(namespace, name string) {
+	h.t.Helper()
+	if err := h.core.Tracker().Delete(secretsGVR, namespace, name); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *harness) putNamespace(name string, terminating bool) {
+	h.t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if terminating {
+		now := metav1.NewTime(testStart)
+		ns.DeletionTimestamp, ns.Finalizers = &now, []string{"kubernetes"}
+	}
+	h.put(namespaceGVR, ns)
+}
+
+// staticCredentials are the data of a secret with access keys.
+func staticCredentials() map[string][]byte {
+	return map[string][]byte{
+		"accessKeyID":     []byte(secretMarker + "-id"),
+		"secretAccessKey": []byte(secretMarker + "-key"),
+	}
+}
+
+func (h *harness) putSecret(namespace, name string, data map[string][]byte, finalizers ...string) {
+	h.t.Helper()
+	h.put(secretsGVR, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Finalizers: finalizers}, Type: corev1.SecretTypeOpaque, Data: data})
+}
+
+// sync brings the caches up to date.
+func (h *harness) sync() {
+	h.t.Helper()
+	if h.frozen {
+		return
+	}
+	fill := func(gvr schema.GroupVersionResource, kind string, indexer cache.Indexer, decode func(*unstructured.Unstructured) any) {
+		list, err := h.dyn.Tracker().List(gvr, extensionsGV.WithKind(kind), "")
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		var objects []any
+		for _, u := range list.(*unstructured.UnstructuredList).Items {
+			objects = append(objects, decode(&u))
+		}
+		if err := indexer.Replace(objects, ""); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	fill(bucketsGVR, kindBackupBucket, h.buckets.objects, func(u *unstructured.Unstructured) any { return decodeBucket(u) })
+	fill(entriesGVR, kindBackupEntry, h.entries.objects, func(u *unstructured.Unstructured) any { return decodeEntry(u) })
+}
+
+// pass makes one pass with a fresh cache; afterwards the trace, the events and the
+// requests are those of this pass alone.
+func (h *harness) pass(ctx context.Context, reconcile reconcileFunc, name string, wanted bool) (time.Duration, error) {
+	h.t.Helper()
+	h.sync()
+	cached := append(h.buckets.objects.List(), h.entries.objects.List()...)
+	before := harnessJSON(h.t, cached)
+	h.trace, h.recorder.events = nil, nil
+	h.core.ClearActions()
+	h.dyn.ClearActions()
+	wait, err := reconcile(klog.NewContext(ctx, klog.New(harnessLogs{h.t})), cache.ObjectName{Name: name}, wanted)
+	if after := harnessJSON(h.t, cached); after != before {
+		h.t.Errorf("the pass changed the cache from\n%s\nto\n%s", before, after)
+	}
+	if err != nil && strings.Contains(err.Error(), secretMarker) {
+		h.t.Errorf("the error shows a secret: %v", err)
+	}
+	return wait, err
+}
+
+func harnessJSON(t *testing.T, v any) string {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// passBucket makes one pass over a BackupBucket, passEntry over a BackupEntry.
+func (h *harness) passBucket(name string) (time.Duration, error) {
+	h.t.Helper()
+	return h.pass(h.t.Context(), h.buckets.reconcile, name, false)
+}
+
+func (h *harness) passEntry(name string) (time.Duration, error) {
+	h.t.Helper()
+	return h.pass(h.t.Context(), h.entries.reconcile, name, false)
+}
+
+// requests is how many API requests the last pass made.
+func (h *harness) requests() int { return len(h.core.Actions()) + len(h.dyn.Actions()) }
+
+// storeCalls are the store's lines of the trace.
+func (h *harness) storeCalls() []string {
+	return slices.DeleteFunc(slices.Clone(h.trace), func(line string) bool { return !strings.HasPrefix(line, "store ") })
+}
+
+// storeChanges are the store's lines of the trace that change something.
+func (h *harness) storeChanges() []string {
+	return slices.DeleteFunc(h.storeCalls(), func(line string) bool { return strings.HasSuffix(line, " Observe") })
+}
+
+func (h *harness) wantTrace(want ...string) {
+	h.t.Helper()
+	if !slices.Equal(h.trace, want) {
+		h.t.Errorf("the pass did\n\t%s\nwant\n\t%s", strings.Join(h.trace, "\n\t"), strings.Join(want, "\n\t"))
+	}
+}
+
+func (h *harness) wantNothing() {
+	h.t.Helper()
+	h.wantTrace()
+	if n := h.requests(); n != 0 {
+		h.t.Errorf("%d API requests, want none", n)
+	}
+}
+
+func (h *harness) wantEvents(reasons ...string) {
+	h.t.Helper()
+	var got []string
+	for _, e := range h.recorder.events {
+		got = append(got, e.reason)
+	}
+	if !slices.Equal(got, reasons) {
+		h.t.Errorf("events %v, want %v", got, reasons)
+	}
+}
+
+// harnessStatus is what of a status most tests look at.
+type harnessStatus struct {
+	Type, State string
+	Progress    int64
+	Description string
+	Error       string
+	Codes       []string
+	Observed    int64
+}
+
+func (h *harness) status(gvr schema.GroupVersionResource, name string) harnessStatus {
+	h.t.Helper()
+	u := h.get(gvr, name)
+	if u == nil {
+		h.t.Fatalf("%s is gone", name)
+	}
+	str := func(path ...string) string {
+		s, _, _ := unstructured.NestedString(u.Object, append([]string{"status"}, path...)...)
+		return s
+	}
+	s := harnessStatus{Type: str("lastOperation", "type"), State: str("lastOperation", "state"),
+		Description: str("lastOperation", "description"), Error: str("lastError", "description")}
+	s.Progress, _, _ = unstructured.NestedInt64(u.Object, "status", "lastOperation", "progress")
+	s.Observed, _, _ = unstructured.NestedInt64(u.Object, "status", "observedGeneration")
+	s.Codes, _, _ = unstructured.NestedStringSlice(u.Object, "status", "lastError", "codes")
+	return s
+}
+
+// wantStatus checks the whole status contract of a state.
+func (h *harness) wantStatus(gvr schema.GroupVersionResource, name string, opType operationType, state operationState, codes ...errorCode) harnessStatus {
+	h.t.Helper()
+	s := h.status(gvr, name)
+	if s.Type != string(opType) || s.State != string(state) || s.Progress != progress[state] {
+		h.t.Errorf("%s is %s %s %d%%, want %s %s %d%%: %s", name, s.Type, s.State, s.Progress, opType, state, progress[state], s.Description)
+	}
+	var got []errorCode
+	for _, code := range s.Codes {
+		got = append(got, errorCode(code))
+	}
+	if !slices.Equal(got, codes) {
+		h.t.Errorf("%s has codes %v, want %v", name, got, codes)
+	}
+	switch generation := h.get(gvr, name).GetGeneration(); state {
+	case stateError:
+		if s.Error != s.Description || s.Observed != generation {
+			h.t.Errorf("%s: lastError %q, lastOperation %q, observedGeneration %d of %d", name, s.Error, s.Description, s.Observed, generation)
+		}
+	case stateSucceeded:
+		if s.Error != "" || s.Observed != generation {
+			h.t.Errorf("%s: lastError %q, observedGeneration %d of %d", name, s.Error, s.Observed, generation)
+		}
+	}
+	return s
+}
+
+// metric is the value of a series, given as name and label values; 0 if there is none.
+func (h *harness) metric(name string, labels ...string) float64 {
+	h.t.Helper()
+	families, err := h.metrics.registry.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != name {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			var have []string
+			for _, pair := range m.GetLabel() {
+				have = append(have, pair.GetValue())
+			}
+			if slices.Equal(have, labels) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func (h *harness) wantMetric(want float64, name string, labels ...string) {
+	h.t.Helper()
+	if got := h.metric(name, labels...); got != want {
+		h.t.Errorf("%s%v is %v, want %v", name, labels, got, want)
+	}
+}
+
+// harnessRecorder keeps events.
+type harnessRecorder struct {
+	t      *testing.T
+	events []harnessEvent
+}
+
+type harnessEvent struct {
+	eventType, reason, note string
+}
+
+// Eventf implements events.EventRecorder.
+func (r *harnessRecorder) Eventf(regarding, _ runtime.Object, eventType, reason, action, note string, args ...any) {
+	text := fmt.Sprintf(note, args...)
+	if strings.Contains(text, secretMarker) {
+		r.t.Errorf("an event shows a secret: %s", text)
+	}
+	if len(text) > maxEventNote || action == "" || reason == "" || regarding.GetObjectKind().GroupVersionKind().Empty() {
+		r.t.Errorf("the API server refuses the event %s of %v: %s", reason, regarding.GetObjectKind().GroupVersionKind(), text)
+	}
+	r.events = append(r.events, harnessEvent{eventType: eventType, reason: reason, note: text})
+}
+
+// harnessLogs are all logs at all verbosities; it looks for secrets in them.
+type harnessLogs struct{ t *testing.T }
+
+func (l harnessLogs) check(args ...any) {
+	if text := fmt.Sprintf("%+v", args); strings.Contains(text, secretMarker) {
+		l.t.Errorf("a log shows a secret: %s", text)
+	}
+}
+
+func (l harnessLogs) Init(klog.RuntimeInfo)                    {}
+func (l harnessLogs) Enabled(int) bool                         { return true }
+func (l harnessLogs) Info(_ int, msg string, args ...any)      { l.check(msg, args) }
+func (l harnessLogs) Error(err error, msg string, args ...any) { l.check(err, msg, args) }
+func (l harnessLogs) WithValues(args ...any) klog.LogSink      { l.check(args); return l }
+func (l harnessLogs) WithName(string) klog.LogSink             { return l }
+
+// memStore is an object store in memory.
+type memStore struct {
+	h       *harness
+	buckets map[string]*memBucket
+	// fail makes a method fail, by its name.
+	fail map[string]error
+	// gaps is what Harden answers.
+	gaps []string
+	// ignoresPolicy: it takes policies and does not keep them.
+	ignoresPolicy bool
+	// lag is how many reads of a changed policy still see the old one.
+	lag int
+	// purgeLimit is how many objects a Purge deletes before afterPurge is called and
+	// the Purge ends with its error; 0 is no limit.
+	purgeLimit int
+	afterPurge func() error
+}
+
+type memBucket struct {
+	region  string
+	state   BucketState
+	objects map[string]memObject
+	// read says that the policy was observed since it was set.
+	read bool
+	// before is the old policy, which the next lag reads see.
+	before Policy
+	lag    int
+}
+
+type memObject struct {
+	size int64
+	// until is when the retention ends.
+	until time.Time
+	held  bool
+	// behind is the key of an object that hides this one from a Purge.
+	behind string
+}
+
+// put makes a bucket with a policy.
+func (s *memStore) put(name string, p Policy) *memBucket {
+	b := &memBucket{region: "eu-1", state: BucketState{Exists: true, Policy: p, Immutable: true}, objects: map[string]memObject{}}
+	s.buckets[name] = b
+	return b
+}
+
+// open implements openStoreFunc.
+func (s *memStore) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
+	if err := s.fail["open"]; err != nil {
+		return nil, err
+	}
+	if ref.Name == "" {
+		return nil, &storeError{code: codeConfigurationProblem, err: fmt.Errorf("the store allows no such name: %w", errNotOurBucket)}
+	}
+	if err := checkS3Credentials(credentials); err != nil {
+		return nil, err
+	}
+	return &memClient{memStore: s, ref: ref}, nil
+}
+
+// memClient is the Store of one bucket.
+type memClient struct {
+	*memStore
+	ref bucketRef
+}
+
+func (c *memClient) call(method, argument string) error {
+	line := "store " + c.ref.Name + " " + method
+	if argument != "" {
+		line += " " + argument
+	}
+	c.h.note("%s", line)
+	return c.fail[method]
+}
+
+func (c *memClient) existing(method string) *memBucket {
+	b := c.buckets[c.ref.Name]
+	if b == nil {
+		c.h.t.Fatalf("%s of bucket %s, which does not exist", method, c.ref.Name)
+	}
+	return b
+}
+
+func (c *memClient) Observe(context.Context) (BucketState, error) {
+	if err := c.call("Observe", ""); err != nil {
+		return BucketState{}, err
+	}
+	b := c.buckets[c.ref.Name]
+	if b == nil {
+		return BucketState{}, nil
+	}
+	if b.lag > 0 {
+		b.lag--
+		state := b.state
+		state.Policy = b.before
+		return state, nil
+	}
+	b.read = true
+	return b.state, nil
+}
+
+func (c *memClient) Create(_ context.Context, immutable bool) error {
+	argument := ""
+	if immutable {
+		argument = "immutable"
+	}
+	if err := c.call("Create", argument); err != nil {
+		return err
+	}
+	b := c.put(c.ref.Name, Policy{})
+	b.region, b.state.Immutable = c.ref.Region, immutable
+	return nil
+}
+
+func (c *memClient) Harden(context.Context) ([]string, error) {
+	c.existing("Harden")
+	return c.gaps, c.call("Harden", "")
+}
+
+func (c *memClient) SetPolicy(_ context.Context, p Policy) error {
+	if err := c.call("SetPolicy", p.String()); err != nil {
+		return err
+	}
+	b := c.existing("SetPolicy")
+	if b.state.Policy.Locked || p.Locked {
+		c.h.t.Errorf("SetPolicy of %v over %v", p, b.state.Policy)
+	}
+	c.apply(b, p)
+	return nil
+}
+
+func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
+	if err := c.call("LockPolicy", p.String()); err != nil {
+		return err
+	}
+	b := c.existing("LockPolicy")
+	if !b.read || !p.Locked || p.weakerThan(b.state.Policy) {
+		c.h.t.Errorf("LockPolicy of %v over %v, read back: %t", p, b.state.Policy, b.read)
+	}
+	c.apply(b, p)
+	return nil
+}
+
+func (c *memClient) apply(b *memBucket, p Policy) {
+	b.read, b.before, b.lag = false, b.state.Policy, c.lag
+	if !c.ignoresPolicy {
+		b.state.Policy = p
+	}
+}
+
+func (c *memClient) Purge(_ context.Context, prefix string) (PurgeResult, error) {
+	var result PurgeResult
+	if err := c.call("Purge", strconv.Quote(prefix)); err != nil {
+		return result, err
+	}
+	b := c.buckets[c.ref.Name]
+	if b == nil {
+		return result, nil
+	}
+	seen := maps.Clone(b.objects)
+	for _, key := range slices.Sorted(maps.Keys(seen)) {
+		if !strings.HasPrefix(key, prefix) {
+			continue
+		}
+		o := b.objects[key]
+		switch _, hidden := seen[o.behind]; {
+		case hidden:
+		case o.held:
+			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
+		case o.until.After(time.Now()):
+			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
+			if o.until.After(result.RetainedUntil) {
+				result.RetainedUntil = o.until
+			}
+		default:
+			delete(b.objects, key)
+			result.Deleted, result.DeletedBytes = result.Deleted+1, result.DeletedBytes+o.size
+		}
+		if c.purgeLimit > 0 && result.Deleted == int64(c.purgeLimit) {
+			return result, c.afterPurge()
+		}
+	}
+	return result, nil
+}
+
+func (c *memClient) Delete(context.Context) error {
+	if err := c.call("Delete", ""); err != nil {
+		return err
+	}
+	if b := c.buckets[c.ref.Name]; b != nil && len(b.objects) > 0 {
+		return &storeError{err: fmt.Errorf("deleting bucket %s: %w", c.ref.Name, errBucketNotEmpty)}
+	}
+	delete(c.buckets, c.ref.Name)
+	return nil
+}
