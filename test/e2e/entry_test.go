@@ -428,8 +428,8 @@ func TestWaitForStateStopsEverything(t *testing.T) {
 func TestEntryDeletionIsExact(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
-	first, namespace := newShoot(t)
-	first = namespace + "--1"
+	_, namespace := newShoot(t)
+	first := namespace + "--1"
 	bucket := newName("backups")
 	makeVersioned(t, bucket)
 	kept := []string{namespace + "--10/etcd-main/v2/Full", first + "-x", "foreign/" + first + "/x", namespace + "/x"}

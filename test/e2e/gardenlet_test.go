@@ -424,8 +424,8 @@ func checkSpecIsTheClients(t *testing.T, o *unstructured.Unstructured) {
 			continue
 		}
 		ours = true
-		if strings.Contains(string(f.FieldsV1.Raw), `"f:spec"`) {
-			t.Errorf("the daemon wrote into the spec of %s: %s", o.GetName(), f.FieldsV1.Raw)
+		if strings.Contains(f.FieldsV1.GetRawString(), `"f:spec"`) {
+			t.Errorf("the daemon wrote into the spec of %s: %s", o.GetName(), f.FieldsV1.GetRawString())
 		}
 	}
 	if !ours {
