@@ -27,8 +27,8 @@ const (
 	legalHoldRetry = time.Hour
 
 	// referencedRetry is how soon the deletion of a bucket that a BackupEntry still
-	// refers to is tried again.
-	referencedRetry = 15 * time.Second
+	// refers to is tried again; it costs a request to the store.
+	referencedRetry = 30 * time.Second
 
 	// maxConvergeSteps bounds the changes of a policy in one pass: at most two are ever
 	// needed, so a store that does not do what it says is found out.
@@ -168,6 +168,7 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	}
 	cached, ok := obj.(*backupBucket)
 	if !ok || !r.admission.responsible(&cached.object) {
+		r.resource.controller.gone(key)
 		return 0, nil
 	}
 	own := *cached
@@ -277,10 +278,11 @@ func (r *bucketReconciler) refusalIsNew(b *backupBucket, err error, opType opera
 // verify asks the cloud, repairs drift and writes nothing if nothing is new. It never
 // carries out a spec that no reconcile has seen.
 func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Duration, error) {
-	w := bucketWish(b)
 	if b.Generation != b.ObservedGeneration {
-		w.desired, w.err = w.recorded, nil
-	} else if w.err == nil {
+		return r.verifyInterval, r.defend(ctx, b)
+	}
+	w := bucketWish(b)
+	if w.err == nil {
 		setPolicyGauges(r.metrics.bucketDesiredLocked, r.metrics.bucketDesiredRetention, b.Name, w.desired)
 	}
 	p := &bucketPass{bucketReconciler: r, b: b, wish: w, start: func() error { return nil }}
@@ -291,16 +293,26 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		r.reportRefusal(ctx, b, err, operationTypeReconcile)
 		return 0, r.resource.failure(ctx, &b.object, operationTypeReconcile, err, p.statusFields())
 	}
-	return r.verifyInterval, r.updateConditions(ctx, b, p.statusFields()["conditions"])
+	// A lock that was set before our time, or what others did to the bucket since the last
+	// reconcile.
+	fields := p.statusFields()
+	if len(b.Conditions) == 0 {
+		delete(fields, "conditions")
+	}
+	if len(fields) == 0 {
+		return r.verifyInterval, nil
+	}
+	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": fields}, "status")
+	return r.verifyInterval, ignoreNotFound(err)
 }
 
-// updateConditions keeps true what a reconcile has reported before.
-func (r *bucketReconciler) updateConditions(ctx context.Context, b *backupBucket, conditions any) error {
-	if conditions == nil || !slices.ContainsFunc(b.Conditions, func(c condition) bool { return c.Type == conditionImmutable }) {
-		return nil
-	}
-	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
-	return ignoreNotFound(err)
+// defend verifies a bucket whose spec is not to be carried out: it has changed without a
+// reconcile, or the bucket is being deleted. What was recorded is still restored.
+func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
+	recorded := recordedPolicy(b)
+	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true,
+		wish: wish{desired: recorded, recorded: recorded}, start: func() error { return nil }}
+	return p.run(ctx)
 }
 
 // bucketPass is one pass over one bucket; it lives no longer than that.
@@ -308,8 +320,9 @@ type bucketPass struct {
 	*bucketReconciler
 	b    *backupBucket
 	wish wish
-	// full passes harden the bucket too.
-	full bool
+	// full passes harden the bucket too; those that only defend change nothing but the
+	// policy of the bucket that a reconcile has left.
+	full, defendOnly bool
 	// start is called before the first change in the cloud.
 	start func() error
 
@@ -329,6 +342,9 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return err
 	}
 	if !p.secrets.held(secret) {
+		if p.defendOnly {
+			return errSpecUnseen
+		}
 		if err := p.start(); err != nil {
 			return err
 		}
@@ -343,39 +359,42 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
-	existed := p.live.Exists
-	plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
-	p.reportDrift(ctx, plan, existed)
+	existed, was := p.live.Exists, p.live.Policy
+	plan := planPolicy(p.wish.desired, was, p.wish.recorded)
 	if !existed {
+		if p.defendOnly {
+			return errSpecUnseen
+		}
 		if err := p.create(ctx, store, len(plan.Steps) > 0); err != nil {
 			return err
 		}
-	}
-	if plan.Drift && existed {
-		// A lock that somebody undid waits for nothing else.
-		if err := p.converge(ctx, store); err != nil {
+		if err := p.observe(ctx, store); err != nil {
 			return err
 		}
 	}
+	// The policy comes before everything that could fail without need.
+	if err := p.converge(ctx, store); err != nil {
+		if p.drifted(plan) {
+			return fmt.Errorf("the store says %s of a bucket that should have a %s, which could not be restored: %w", was, p.expected(), err)
+		}
+		return err
+	}
+	p.reportDrift(ctx, plan, existed, was)
 	if p.full || !existed {
 		if p.gaps, err = store.Harden(ctx); err != nil {
 			return err
 		}
 		p.hardened = true
 	}
-	if !existed {
-		if err := p.observe(ctx, store); err != nil {
-			return err
-		}
-	}
-	if err := p.converge(ctx, store); err != nil {
-		return err
-	}
 	if plan.Refusal != nil {
 		return plan.Refusal
 	}
 	return p.wish.err
 }
+
+// errSpecUnseen says that a pass found something that only a reconcile may change: a
+// spec that nobody has asked to carry out may name another secret or region.
+var errSpecUnseen = errors.New("the bucket cannot be verified before the changed spec is reconciled: annotate it with gardener.cloud/operation=reconcile")
 
 func (p *bucketPass) observe(ctx context.Context, store Store) error {
 	state, err := store.Observe(ctx)
@@ -388,24 +407,34 @@ func (p *bucketPass) observe(ctx context.Context, store Store) error {
 	return nil
 }
 
-// reportDrift tells that somebody changed the cloud behind our back.
-func (p *bucketPass) reportDrift(ctx context.Context, plan Plan, existed bool) {
-	had := p.wish.recorded
-	if !p.full && had.None() {
-		had = p.wish.desired
+// expected is the policy that the bucket should have had before this pass.
+func (p *bucketPass) expected() Policy {
+	if !p.full && p.wish.recorded.None() {
+		return p.wish.desired
 	}
-	lost := !existed && p.b.succeeded()
-	if !plan.Drift && !lost && (p.full || len(plan.Steps) == 0) {
+	return p.wish.recorded
+}
+
+// drifted says that somebody changed the policy behind our back: it is weaker than
+// recorded, or not what the last reconcile had left.
+func (p *bucketPass) drifted(plan Plan) bool {
+	return plan.Drift || !p.full && len(plan.Steps) > 0
+}
+
+// reportDrift tells of drift that this pass has repaired.
+func (p *bucketPass) reportDrift(ctx context.Context, plan Plan, existed bool, was Policy) {
+	lost := !existed && (p.b.succeeded() || !p.wish.recorded.None())
+	if !lost && !p.drifted(plan) {
 		return
 	}
 	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
 	if lost {
-		klog.FromContext(ctx).Info("The bucket is gone, it is created anew", "expected", had.String())
-		p.warn(p.b, "BucketLost", "Verify", "The bucket is gone from the store with all backups in it; it is created anew")
+		klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
+		p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
 		return
 	}
-	klog.FromContext(ctx).Info("The bucket's policy was changed behind our back, it is restored", "expected", had.String(), "live", p.live.Policy.String())
-	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store says %s; it is restored", had, p.live.Policy)
+	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored", "expected", p.expected().String(), "found", was.String())
+	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
 }
 
 func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) error {
@@ -493,6 +522,10 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 func (p *bucketPass) record(plan Plan) {
 	switch {
 	case plan.Refusal != nil:
+		// A lock that we found is defended from now on, too.
+		if p.recorded.None() && p.live.Policy.Locked {
+			p.recorded = p.live.Policy
+		}
 	case p.wish.desired == p.live.Policy:
 		p.recorded = p.live.Policy
 	default:
@@ -521,6 +554,7 @@ func (p *bucketPass) statusFields() map[string]any {
 }
 
 func (p *bucketPass) immutableCondition() condition {
+	// True only if it can't be undone.
 	c := condition{Type: conditionImmutable, Status: "True", Reason: "Locked"}
 	switch {
 	case !p.live.Exists:
@@ -529,7 +563,7 @@ func (p *bucketPass) immutableCondition() condition {
 	case p.live.Policy.None():
 		c.Status, c.Reason = "False", "NoPolicy"
 	case !p.live.Policy.Locked:
-		c.Reason = "Unlocked"
+		c.Status, c.Reason = "False", "Unlocked"
 	}
 	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
 	if !p.live.Policy.None() && p.wish.desired.None() && p.recorded.None() {
@@ -591,7 +625,7 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		return 0, nil
 	}
 	key := cache.MetaObjectToName(cached)
-	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 {
+	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 && cached.operation() != operationReconcile {
 		return wait, nil
 	}
 	u, err := r.resource.live(ctx, &cached.object)
@@ -611,14 +645,22 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
 	}
 	if user != "" {
-		r.resource.controller.waitUntil(key, time.Now().Add(referencedRetry))
-		return referencedRetry, r.resource.waiting(ctx, &b.object, operationTypeDelete,
+		// Its backups are still needed, so its lock is still defended.
+		if err := r.defend(ctx, b); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
+		}
+		wait := min(referencedRetry, r.verifyInterval)
+		r.resource.controller.waitUntil(key, time.Now().Add(wait))
+		return wait, r.resource.waiting(ctx, &b.object, operationTypeDelete,
 			fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user))
 	}
-	if err := r.resource.processing(ctx, &b.object, operationTypeDelete, "Deleting the bucket"); err != nil {
+	remove := r.deleteBucket
+	if b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded() {
+		remove = r.deleteUnused
+	} else if err := r.resource.processing(ctx, &b.object, operationTypeDelete, "Deleting the bucket"); err != nil {
 		return 0, err
 	}
-	if wait, err := r.deleteBucket(ctx, b); wait > 0 || err != nil {
+	if wait, err := remove(ctx, b); wait > 0 || err != nil {
 		return wait, err
 	}
 	if err := r.resource.success(ctx, &b.object, operationTypeDelete, "The bucket is deleted", nil); err != nil {
@@ -630,36 +672,77 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	return 0, r.resource.release(ctx, &b.object)
 }
 
-func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
-	fail := func(err error) (time.Duration, error) {
-		if errors.Is(err, errNotOurBucket) {
-			klog.FromContext(ctx).Info("Released the BackupBucket without deleting a bucket", "reason", err.Error())
-			r.warn(b, "BucketLeft", "Delete", "The BackupBucket is released, no bucket was deleted: %v", err)
-			return 0, nil
-		}
-		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+// bucketToDelete opens the bucket of a BackupBucket after a fresh look at it; nil if there
+// is none of ours, which needs no deletion.
+func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, error) {
+	if err := checkSecretRef(b.SecretRef); err != nil {
+		return nil, r.bucketLeft(ctx, b, err)
 	}
 	secret, err := r.secrets.get(ctx, b.SecretRef)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	store, err := r.openStore(&b.object, b.Name, secret)
+	if err == nil {
+		var state BucketState
+		if state, err = store.Observe(ctx); err == nil && state.Exists {
+			return store, nil
+		}
+	}
+	if errors.Is(err, errNotOurBucket) {
+		return nil, r.bucketLeft(ctx, b, err)
+	}
+	return nil, err
+}
+
+// bucketLeft tells that a BackupBucket goes and a bucket of its name may stay.
+func (r *bucketReconciler) bucketLeft(ctx context.Context, b *backupBucket, reason error) error {
+	klog.FromContext(ctx).Info("Released the BackupBucket without deleting a bucket", "reason", reason.Error())
+	r.warn(b, "BucketLeft", "Delete", "The BackupBucket is released, no bucket was deleted: %v", reason)
+	return nil
+}
+
+func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, store Store) error {
+	if err := store.Delete(ctx); err != nil {
+		return err
+	}
+	r.metrics.bucketsDeleted.Inc()
+	klog.FromContext(ctx).Info("Deleted the bucket")
+	r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
+	return nil
+}
+
+// deleteUnused deletes the bucket of a BackupBucket that never got ready, if it is empty.
+// It may be one that was there before and could not be adopted: what is in it is not ours.
+// The operation stays Create, so that the next pass knows as well.
+func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	store, err := r.bucketToDelete(ctx, b)
+	if store != nil {
+		if err = r.deleteEmpty(ctx, b, store); errors.Is(err, errBucketNotEmpty) {
+			err = r.bucketLeft(ctx, b, err)
+		}
+	}
+	if err != nil {
+		err = r.resource.failure(ctx, &b.object, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err), nil)
+	}
+	return 0, err
+}
+
+// deleteBucket deletes the bucket with everything that is in it.
+func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	}
+	store, err := r.bucketToDelete(ctx, b)
 	if err != nil {
 		return fail(err)
 	}
-	// A bucket of somebody else is never touched, one that is gone needs no deletion.
-	if state, err := store.Observe(ctx); err != nil || !state.Exists {
-		if err != nil {
-			return fail(err)
-		}
+	if store == nil {
 		return 0, nil
 	}
 	for {
-		err := store.Delete(ctx)
+		err := r.deleteEmpty(ctx, b, store)
 		if err == nil {
-			r.metrics.bucketsDeleted.Inc()
-			klog.FromContext(ctx).Info("Deleted the bucket")
-			r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
 			return 0, nil
 		}
 		if !errors.Is(err, errBucketNotEmpty) {

@@ -168,12 +168,12 @@ func TestBucketCreate(t *testing.T) {
 		"patch secrets garden/bucket-b finalizers",
 		"store b Observe",
 		"store b Create immutable",
-		"store b Harden",
 		"store b Observe",
 		"store b SetPolicy unlocked retention of 96h",
 		"store b Observe",
 		"store b LockPolicy locked retention of 96h",
 		"store b Observe",
+		"store b Harden",
 		"status backupbuckets b Create Succeeded +conditions +providerStatus",
 	)
 	h.wantEvents("BucketCreated", "PolicySet", "PolicyLocked")
@@ -245,22 +245,24 @@ func TestBucketPolicyTable(t *testing.T) {
 	for _, test := range []struct {
 		name                    string
 		desired, live, recorded Policy
-		// changes come after hardening, but drift is repaired before.
+		// changes come before hardening.
 		changes []string
 		refusal string
 		drift   bool
 		// keeps: the record is as before; else it is the wish.
-		keeps     bool
+		keeps bool
+		// found: a lock that we did not set is recorded.
+		found     bool
 		condition string
 	}{
 		{name: "nothing wanted, nothing there", condition: "False NoPolicy"},
 		{name: "our unlocked policy is removed", live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy no immutability"}, condition: "False NoPolicy"},
-		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "True Unlocked"},
+		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "False Unlocked"},
 		{name: "a locked policy of others is left", live: locked4d, condition: "True Locked"},
 		{name: "our lock is not disabled", live: locked4d, recorded: locked4d, refusal: reasonDisable, keeps: true, condition: "True Locked"},
-		{name: "unlocked is set", desired: unlocked4d, changes: []string{setUnlocked4d}, condition: "True Unlocked"},
-		{name: "unlocked is shortened", desired: unlocked1d, live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy unlocked retention of 24h"}, condition: "True Unlocked"},
-		{name: "a lock is not unlocked", desired: unlocked4d, live: locked4d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
+		{name: "unlocked is set", desired: unlocked4d, changes: []string{setUnlocked4d}, condition: "False Unlocked"},
+		{name: "unlocked is shortened", desired: unlocked1d, live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy unlocked retention of 24h"}, condition: "False Unlocked"},
+		{name: "a lock is not unlocked", desired: unlocked4d, live: locked4d, refusal: reasonUnlock, found: true, condition: "True Locked"},
 		{name: "our lock is not unlocked", desired: unlocked4d, live: locked4d, recorded: locked4d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
 		{name: "locked is set, then locked", desired: locked4d, changes: []string{setUnlocked4d, lock4d}, condition: "True Locked"},
 		{name: "unlocked is locked", desired: locked4d, live: unlocked4d, recorded: unlocked4d, changes: []string{lock4d}, condition: "True Locked"},
@@ -268,7 +270,7 @@ func TestBucketPolicyTable(t *testing.T) {
 		{name: "a lock is extended", desired: locked10d, live: locked4d, recorded: locked4d, changes: []string{"store b LockPolicy locked retention of 240h"}, condition: "True Locked"},
 		{name: "a lock is adopted", desired: locked4d, live: locked4d, condition: "True Locked"},
 		{name: "a lock is not shortened", desired: locked1d, live: locked4d, recorded: locked4d, refusal: reasonShorten, keeps: true, condition: "True Locked"},
-		{name: "a lock of others is not shortened", desired: locked1d, live: locked4d, refusal: reasonShorten, keeps: true, condition: "True Locked"},
+		{name: "a lock of others is not shortened", desired: locked1d, live: locked4d, refusal: reasonShorten, found: true, condition: "True Locked"},
 		{name: "a removed lock is restored", desired: locked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
 		{name: "an opened lock is restored", desired: locked4d, live: unlocked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
 		{name: "a shortened lock is restored", desired: locked4d, live: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
@@ -283,10 +285,7 @@ func TestBucketPolicyTable(t *testing.T) {
 			if wait != testVerifyInterval {
 				t.Errorf("wait %s", wait)
 			}
-			want := append([]string{"store b Harden"}, test.changes...)
-			if test.drift {
-				want = append(slices.Clone(test.changes), "store b Harden")
-			}
+			want := append(slices.Clone(test.changes), "store b Harden")
 			if got := h.storeChanges(); !slices.Equal(got, want) {
 				t.Errorf("changes %q, want %q", got, want)
 			}
@@ -297,6 +296,8 @@ func TestBucketPolicyTable(t *testing.T) {
 				wantLive = test.recorded
 			} else if test.refusal == "" && !test.recorded.None() {
 				wantLive, wantRecord = none, none
+			} else if test.found {
+				wantRecord = test.live
 			}
 			if got := h.cloud.buckets["b"].state.Policy; got != wantLive {
 				t.Errorf("the bucket has %v, want %v", got, wantLive)
@@ -419,7 +420,7 @@ func TestBucketVerifyRepairsDrift(t *testing.T) {
 				t.Errorf("wait %s, error %v", wait, err)
 			}
 			h.wantTrace("get secrets garden/bucket-b", "store b Observe", "store b LockPolicy locked retention of 96h", "store b Observe")
-			h.wantEvents("PolicyDrift", "PolicyLocked")
+			h.wantEvents("PolicyLocked", "PolicyDrift")
 			h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
 			h.wantMetric(1, "bucketwarden_backupbucket_locked", "b")
 			if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
@@ -458,10 +459,134 @@ func TestBucketVerifyUpdatesConditions(t *testing.T) {
 		}
 	}
 	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
-	if got := h.conditionOf(conditionImmutable); got["reason"] != "Unlocked" || got["status"] != "True" {
+	if got := h.conditionOf(conditionImmutable); got["reason"] != "Unlocked" || got["status"] != "False" {
 		t.Errorf("got %v", got)
 	}
 	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+}
+
+// A bucket that could never be adopted is not ours to empty.
+func TestBucketDeleteNeverAdopted(t *testing.T) {
+	for name, test := range map[string]struct {
+		edits []editObject
+		full  bool
+		gone  bool
+	}{
+		"with data of others":   {edits: []editObject{withLast(operationTypeCreate, stateError, "cannot be made immutable")}, full: true},
+		"empty":                 {edits: []editObject{withLast(operationTypeCreate, stateError, "x")}, gone: true},
+		"cut off at its start":  {edits: []editObject{withLast(operationTypeCreate, stateProcessing, "x")}, full: true},
+		"adopted once, in use":  {edits: []editObject{withLast(operationTypeCreate, stateSucceeded, "x")}, full: true, gone: true},
+		"adopted, now in Error": {edits: []editObject{withLast(operationTypeReconcile, stateError, "x")}, full: true, gone: true},
+		"deletion goes on":      {edits: []editObject{withLast(operationTypeDelete, stateError, "x")}, full: true, gone: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.putDeletingBucket(test.edits...)
+			if test.full {
+				bucket.objects["x/1"] = memObject{size: 1}
+			}
+			// A first attempt that fails must not make it ours.
+			h.cloud.fail["Delete"] = unavailable
+			if _, err := h.passBucket("b"); err == nil {
+				t.Error("no error")
+			}
+			delete(h.cloud.fail, "Delete")
+			h.recorder.events = nil
+			if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got := h.cloud.buckets["b"] == nil; got != test.gone {
+				t.Errorf("the bucket is gone: %t", got)
+			}
+			if !test.gone {
+				h.wantEvents("BucketLeft")
+				if len(bucket.objects) != 1 {
+					t.Error("objects of others were deleted")
+				}
+			}
+			if u := h.get(bucketsGVR, "b"); len(u.GetFinalizers()) != 1 {
+				t.Errorf("finalizers %v", u.GetFinalizers())
+			}
+		})
+	}
+}
+
+// A BackupBucket that waits for its entries still guards their backups.
+func TestBucketIsDefendedWhileItsDeletionWaits(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingBucket(withPolicy(locked1d), withRecord(locked4d))
+	h.putEntry("shoot--p--s--u", false)
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
+		t.Errorf("the bucket has %v", got)
+	}
+	h.wantEvents("PolicyLocked", "PolicyDrift")
+}
+
+// A verification follows no spec that nobody has asked to carry out.
+func TestBucketVerifyDoesNotFollowAChangedSecretRef(t *testing.T) {
+	for name, prepare := range map[string]func(h *harness){
+		"another secret": func(h *harness) { h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Finalizers = nil }) },
+		"no bucket":      func(h *harness) { delete(h.cloud.buckets, "b") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.cloud.put("b", locked4d)
+			h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), set(int64(2), "metadata", "generation"))
+			prepare(h)
+			if _, err := h.passBucket("b"); !errors.Is(err, errSpecUnseen) {
+				t.Errorf("error %v", err)
+			}
+			if changes := h.storeChanges(); len(changes) > 0 {
+				t.Errorf("changes %q", changes)
+			}
+			if s := h.status(bucketsGVR, "b"); s.State != stateSucceeded {
+				t.Errorf("state %s", s.State)
+			}
+			h.wantEvents()
+		})
+	}
+}
+
+// A bucket that another controller had locked is recorded by the first look at it.
+func TestBucketVerifyRecordsALock(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked4d)
+	h.putBucket(true, withPolicy(locked4d))
+	for range 2 {
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := h.record(); got != locked4d {
+		t.Errorf("recorded %v", got)
+	}
+	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+}
+
+// Drift is told once it is repaired, and once.
+func TestBucketDriftThatCannotBeRepaired(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["LockPolicy"] = denied
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+	for range 3 {
+		if _, err := h.passBucket("b"); err == nil {
+			t.Error("no error")
+		}
+	}
+	h.wantEvents()
+	if s := h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeUnauthorized); !strings.Contains(s.Description, "could not be restored") {
+		t.Errorf("description %q", s.Description)
+	}
+	delete(h.cloud.fail, "LockPolicy")
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantEvents("PolicyLocked", "PolicyDrift")
+	h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
 }
 
 // Whatever else fails: a lock that was undone is restored.
@@ -665,13 +790,13 @@ func TestBucketLostIsMadeAnew(t *testing.T) {
 			if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
 				t.Errorf("wait %s, error %v", wait, err)
 			}
-			if got, want := h.storeChanges()[:2], []string{"store b Create immutable", "store b Harden"}; !slices.Equal(got, want) {
-				t.Errorf("changes %q, want first %q", got, want)
+			if got, want := h.storeChanges(), []string{"store b Create immutable", "store b LockPolicy locked retention of 96h", "store b Harden"}; !slices.Equal(got, want) {
+				t.Errorf("changes %q, want %q", got, want)
 			}
 			if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
 				t.Errorf("the bucket has %v", got)
 			}
-			h.wantEvents("BucketLost", "BucketCreated", "PolicyLocked")
+			h.wantEvents("BucketCreated", "PolicyLocked", "BucketLost")
 			h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
 			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
 		})
@@ -682,7 +807,7 @@ func TestBucketLostIsMadeAnew(t *testing.T) {
 		if _, err := h.passBucket("b"); err != nil {
 			t.Error(err)
 		}
-		h.wantEvents("BucketLost", "BucketCreated")
+		h.wantEvents("BucketCreated", "BucketLost")
 	})
 }
 
@@ -765,7 +890,7 @@ func TestBucketVerifyErrors(t *testing.T) {
 	}{
 		{name: "unavailable", err: unavailable},
 		{name: "throttled", err: &storeError{code: codeRateLimitsExceeded, err: errTesting}},
-		{name: "unknown", err: &storeError{err: errTesting}},
+		{name: "unknown", err: &storeError{err: errTesting}, codes: []errorCode{}},
 		{name: "out of time", err: context.DeadlineExceeded},
 		{name: "denied", err: denied, codes: []errorCode{codeUnauthorized}},
 		{name: "foreign", err: &storeError{code: codeConfigurationProblem, err: errTesting}, codes: []errorCode{codeConfigurationProblem}},
@@ -819,7 +944,7 @@ func TestBucketStoreThatLags(t *testing.T) {
 	if _, err := h.passBucket("b"); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"store b Create immutable", "store b Harden", "store b SetPolicy unlocked retention of 96h", "store b LockPolicy locked retention of 96h"}
+	want := []string{"store b Create immutable", "store b SetPolicy unlocked retention of 96h", "store b LockPolicy locked retention of 96h", "store b Harden"}
 	if got := h.storeChanges(); !slices.Equal(got, want) || h.record() != locked4d {
 		t.Errorf("changes %q, recorded %v", got, h.record())
 	}
@@ -1196,7 +1321,7 @@ func TestBucketDeleteWaitsForEntries(t *testing.T) {
 			h := newHarness(t)
 			h.putDeletingBucket()
 			h.putEntry("shoot--p--s--u", false)
-			want := []string{"get backupbuckets b", "status backupbuckets b Delete Processing"}
+			want := []string{"get backupbuckets b", "get secrets garden/bucket-b", "store b Observe", "status backupbuckets b Delete Processing"}
 			if name == "only live" {
 				want = slices.Insert(want, 1, "list backupentries")
 				h.sync()
@@ -1239,7 +1364,7 @@ func TestBucketDeleteWaitsForEntries(t *testing.T) {
 		if wait, err := h.passBucket("b"); err != nil || wait != referencedRetry {
 			t.Errorf("wait %s, error %v", wait, err)
 		}
-		if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "in-b") || len(h.storeCalls()) > 0 {
+		if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "in-b") || len(h.storeChanges()) > 0 {
 			t.Errorf("description %q, trace %q", s.Description, h.trace)
 		}
 	})

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,15 +71,9 @@ func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType ope
 	if e.operation() != operationRestore {
 		return nil
 	}
-	return r.removeOperation(ctx, e, nil)
-}
-
-// removeOperation removes the operation annotation at the end of an operation, with an
-// optimistic lock: the client may have asked for the next one meanwhile.
-func (r *entryReconciler) removeOperation(ctx context.Context, e *backupEntry, also map[string]any) error {
-	metadata := map[string]any{"annotations": map[string]any{annotationOperation: nil}, "resourceVersion": e.ResourceVersion}
-	maps.Copy(metadata, also)
-	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": metadata})
+	// With an optimistic lock: the client may have asked for the next operation meanwhile.
+	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
+		"annotations": map[string]any{annotationOperation: nil}, "resourceVersion": e.ResourceVersion}})
 	return ignoreNotFound(err)
 }
 
@@ -99,9 +93,14 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 	if err != nil {
 		return err
 	}
-	// Bad credentials are found before anything is written for the cluster.
+	// What can't work is found before anything is written for the cluster.
 	if _, err := etcdBackupSecret(e, source, nil); err != nil {
 		return err
+	}
+	if !isWorkloadIdentity(source) {
+		if _, err := r.openStore(&e.object, e.BucketName, source); err != nil {
+			return err
+		}
 	}
 	if opType != operationTypeReconcile {
 		if err := start(); err != nil {
@@ -232,7 +231,10 @@ func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
 	if err := r.releaseSecret(ctx, e); err != nil {
 		return r.resource.failure(ctx, &e.object, operationTypeMigrate, err, nil)
 	}
-	return r.removeOperation(ctx, e, map[string]any{"finalizers": nil})
+	// Without a lock: gardenlet deletes the entry as soon as it sees Succeeded.
+	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
+		"annotations": map[string]any{annotationOperation: nil}, "finalizers": nil}})
+	return ignoreNotFound(err)
 }
 
 // releaseSecret removes our finalizer from the credentials, unless another entry lives
@@ -243,8 +245,16 @@ func (r *entryReconciler) releaseSecret(ctx context.Context, e *backupEntry) err
 		return fmt.Errorf("looking up the users of secret %s: %w", e.SecretRef, err)
 	}
 	for _, obj := range sharing {
-		if other, ok := obj.(*backupEntry); ok && other.Name != e.Name && other.DeletionTimestamp == nil &&
-			other.hasFinalizer(finalizerBackupEntry) && r.admission.responsible(&other.object) {
+		other, ok := obj.(*backupEntry)
+		if !ok || other.Name == e.Name || !other.hasFinalizer(finalizerBackupEntry) || !r.admission.responsible(&other.object) {
+			continue
+		}
+		// It may be going as well, and its finalizer be gone already.
+		u, err := r.resource.live(ctx, &other.object)
+		if err != nil {
+			return err
+		}
+		if u != nil && slices.Contains(u.GetFinalizers(), finalizerBackupEntry) {
 			return nil
 		}
 	}
@@ -267,7 +277,7 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 		return 0, nil
 	}
 	key := cache.MetaObjectToName(cached)
-	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 {
+	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 && cached.operation() != operationReconcile {
 		return wait, nil
 	}
 	u, err := r.resource.live(ctx, &cached.object)

@@ -738,7 +738,7 @@ func TestEntryDeleteSibling(t *testing.T) {
 				h.wantStatus(entriesGVR, name, operationTypeDelete, stateSucceeded)
 				// They share the credentials, too.
 				held := len(h.secret("garden", "entry").Finalizers) > 0
-				if shared := test.title != "alive, of another type" && test.title != "deleting"; held != shared {
+				if shared := test.title != "alive, of another type"; held != shared {
 					t.Errorf("the secret is held: %t", held)
 				}
 			})
@@ -920,7 +920,7 @@ func TestEntryKeepsSharedCredentials(t *testing.T) {
 		}{
 			"shared":                    {[]editObject{withFinalizers(finalizerBackupEntry)}, true},
 			"shared by an unheld entry": {nil, false},
-			"shared by a deleting one":  {[]editObject{withFinalizers(finalizerBackupEntry), deleting}, false},
+			"shared by a deleting one":  {[]editObject{withFinalizers(finalizerBackupEntry), deleting}, true},
 			"other secret":              {[]editObject{withFinalizers(finalizerBackupEntry), set("other", "spec", "secretRef", "name")}, false},
 		} {
 			t.Run(name+" "+title, func(t *testing.T) {

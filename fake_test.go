@@ -706,7 +706,7 @@ type memObject struct {
 
 // put makes a bucket with a policy.
 func (s *memStore) put(name string, p Policy) *memBucket {
-	b := &memBucket{region: "eu-1", state: BucketState{Exists: true, Policy: p, Immutable: true}, objects: map[string]memObject{}}
+	b := &memBucket{region: "eu-1", state: BucketState{Exists: true, Policy: p}, objects: map[string]memObject{}}
 	s.buckets[name] = b
 	return b
 }
@@ -775,7 +775,7 @@ func (c *memClient) Create(_ context.Context, immutable bool) error {
 		return err
 	}
 	b := c.put(c.ref.Name, Policy{})
-	b.region, b.state.Immutable = c.ref.Region, immutable
+	b.region = c.ref.Region
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -352,7 +353,8 @@ func (a *admission) onUpdate(old, new *object) bool {
 	if isOperation(new.operation()) {
 		return !statusWrite || !maps.Equal(old.Annotations, new.Annotations)
 	}
-	return new.DeletionTimestamp != nil && !statusWrite
+	// A relist after a broken watch may bring the deletion and a status write at once.
+	return new.DeletionTimestamp != nil && (old.DeletionTimestamp == nil || !statusWrite)
 }
 
 func isOperation(value string) bool {
@@ -396,6 +398,7 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 					seen(cache.MetaObjectToName(new.common()))
 				}
 			case a.responsible(old.common()):
+				klog.Background().Info("No longer responsible", "resource", c.resource, "name", new.common().Name, "type", new.common().Type, "class", new.common().Class)
 				c.gone(cache.MetaObjectToName(new.common()))
 			}
 		},

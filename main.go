@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,8 @@ import (
 
 const (
 	programName = "bucketwarden"
+
+	maxVerbosity = 7
 
 	// Heartbeat lease that gardenlet reads (gardener/gardener
 	// extensions/pkg/controller/heartbeat); it is taken for dead after 5 minutes.
@@ -157,7 +160,7 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
 	if v := klogFlags.Lookup("v"); v != nil {
-		fs.Var(v.Value, "v", "log `verbosity`: 0 what an operator should see, 2 each pass, 4 and more for debugging")
+		fs.Var(v.Value, "v", "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
 	}
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -165,6 +168,10 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 			fs.Usage()
 		}
 		return nil, err
+	}
+	// client-go prints the bodies of requests and answers from 8 on.
+	if v, err := strconv.Atoi(fs.Lookup("v").Value.String()); err == nil && v > maxVerbosity {
+		return nil, fmt.Errorf("-v is %d, must be at most %d: beyond, the log would show the contents of secrets", v, maxVerbosity)
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))

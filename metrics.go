@@ -73,7 +73,7 @@ func newMetrics() *metrics {
 	m.bucketDesiredLocked = gauge("bucketwarden_backupbucket_desired_locked", "1 if spec.providerConfig asks for locked immutability, else 0.", "bucket")
 	m.bucketDesiredRetention = gauge("bucketwarden_backupbucket_desired_retention_seconds", "Retention that spec.providerConfig asks for in seconds; 0 without immutability.", "bucket")
 	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds", "Unix time of the cloud's last answer about the bucket.", "bucket")
-	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy was found weaker than what had been set before, or the bucket gone.", "bucket")
+	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, extended or restored locked.", "bucket")
 	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that the deletion of the bucket waits for.", "bucket")
 	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total", Help: "Buckets deleted from a store."})

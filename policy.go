@@ -109,7 +109,7 @@ func planPolicy(desired, live, recorded Policy) Plan {
 	case desired == live:
 		return Plan{}
 	case desired.None():
-		if live.Locked || live.None() || recorded.None() {
+		if live.None() || live != recorded || live.Locked {
 			return Plan{}
 		}
 		return Plan{Steps: []Step{{}}}

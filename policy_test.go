@@ -29,7 +29,7 @@ func TestPlanPolicy(t *testing.T) {
 		{name: "nothing desired, nothing there", desired: none, live: none, recorded: none},
 		{name: "nothing desired, our unlocked policy is gone already", desired: none, live: none, recorded: unlocked(4)},
 		{name: "our unlocked policy is removed", desired: none, live: unlocked(4), recorded: unlocked(4), steps: []Step{remove}},
-		{name: "our unlocked policy is removed though others changed it", desired: none, live: unlocked(2), recorded: unlocked(4), steps: []Step{remove}},
+		{name: "our unlocked policy is left once others changed it", desired: none, live: unlocked(2), recorded: unlocked(4)},
 		{name: "an unlocked policy of others is left", desired: none, live: unlocked(4), recorded: none},
 		{name: "a locked policy of others is left", desired: none, live: locked(4), recorded: none},
 		{name: "a policy that others locked is left", desired: none, live: locked(4), recorded: unlocked(4)},

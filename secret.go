@@ -175,9 +175,6 @@ func etcdBackupSecret(e *backupEntry, source, existing *corev1.Secret) (*corev1.
 			return nil, err
 		}
 	} else {
-		if err := checkS3Credentials(source.Data); err != nil {
-			return nil, fmt.Errorf("secret %s: %w", e.SecretRef, err)
-		}
 		maps.Copy(wanted.Data, source.Data)
 	}
 	wanted.Data[dataKeyBucketName] = []byte(e.BucketName)

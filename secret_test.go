@@ -111,12 +111,6 @@ func TestEtcdBackupSecretWorkloadIdentity(t *testing.T) {
 }
 
 func TestEtcdBackupSecretErrors(t *testing.T) {
-	static := func(edit func(data map[string][]byte)) func(*corev1.Secret) {
-		return func(s *corev1.Secret) {
-			s.Labels, s.Data = nil, staticCredentials()
-			edit(s.Data)
-		}
-	}
 	for name, test := range map[string]struct {
 		edit func(*corev1.Secret)
 		says string
@@ -128,13 +122,6 @@ func TestEtcdBackupSecretErrors(t *testing.T) {
 		"no config":               {func(s *corev1.Secret) { delete(s.Data, "config") }, "roleARN"},
 		"config is no config":     {func(s *corev1.Secret) { s.Data["config"] = []byte(secretMarker + ": [") }, "config"},
 		"roleARN is no role":      {func(s *corev1.Secret) { s.Data["roleARN"] = []byte(secretMarker) }, "roleARN"},
-		"no data":                 {func(s *corev1.Secret) { s.Labels, s.Data = nil, nil }, "accessKeyID"},
-		"no access key":           {static(func(d map[string][]byte) { delete(d, "accessKeyID") }), "accessKeyID"},
-		"no secret key":           {static(func(d map[string][]byte) { delete(d, "secretAccessKey") }), "secretAccessKey"},
-		"empty secret key":        {static(func(d map[string][]byte) { d["secretAccessKey"] = nil }), "secretAccessKey"},
-		"bad CA":                  {static(func(d map[string][]byte) { d["trustedCaCert"] = []byte(secretMarker) }), "trustedCaCert"},
-		"bad endpoint":            {static(func(d map[string][]byte) { d["endpoint"] = []byte("ftp://" + secretMarker) }), "endpoint"},
-		"bad flag":                {static(func(d map[string][]byte) { d["s3ForcePathStyle"] = []byte(secretMarker) }), "s3ForcePathStyle"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			source := workloadIdentitySource()

@@ -126,10 +126,10 @@ func isTransient(err error) bool {
 			apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
 	}
 	switch store.code {
-	case "", codeRateLimitsExceeded, codeRetryableDependencies, codeRetryableConfiguration:
+	case codeRateLimitsExceeded, codeRetryableDependencies:
 		return true
 	}
-	return false
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // resourceClient reads and writes the objects of one resource. It keeps to the status
@@ -246,7 +246,7 @@ func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpd
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	now := operationTime(o, time.Now())
-	if u.state != stateSucceeded && len(u.extra) == 0 && c.unchanged(o, u, now) {
+	if u.state != stateSucceeded && len(u.extra) == 0 && c.unchanged(o, u) {
 		return nil
 	}
 	status := map[string]any{
@@ -279,7 +279,7 @@ func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpd
 	return ignoreNotFound(err)
 }
 
-func (c *resourceClient) unchanged(o *object, u statusUpdate, now time.Time) bool {
+func (c *resourceClient) unchanged(o *object, u statusUpdate) bool {
 	last := o.LastOperation
 	if o.statusWritten || last == nil || last.State != u.state || last.Type != u.opType || last.Description != u.description {
 		return false

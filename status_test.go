@@ -109,10 +109,10 @@ func TestIsTransient(t *testing.T) {
 		err  error
 		want bool
 	}{
-		{"store without code", of(""), true},
+		{"store without code", of(""), false},
 		{"throttled", of(codeRateLimitsExceeded), true},
 		{"dependency", of(codeRetryableDependencies), true},
-		{"retryable configuration", of(codeRetryableConfiguration), true},
+		{"retryable configuration", of(codeRetryableConfiguration), false},
 		{"configuration", of(codeConfigurationProblem), false},
 		{"unauthorized", of(codeUnauthorized), false},
 		{"unauthenticated", of(codeUnauthenticated), false},

@@ -24,8 +24,8 @@ type Store interface {
 	// we own already is no error.
 	Create(ctx context.Context, immutable bool) error
 	// Harden ensures encryption, no public access and TLS, without overwriting what
-	// others configured. What it has to leave as it is comes back as gaps, one
-	// sentence each, always the same sentence in the same order for the same bucket.
+	// others configured. What it has to leave as it is, or may not do for lack of a
+	// permission, comes back as gaps, one sentence each, always the same sentence in the same order for the same bucket.
 	Harden(ctx context.Context) (gaps []string, err error)
 	// SetPolicy sets an unlocked policy, or removes an unlocked one if p is none.
 	SetPolicy(ctx context.Context, p Policy) error
@@ -46,8 +46,6 @@ type BucketState struct {
 	Exists bool
 	// Policy is the bucket's default retention and whether it is locked.
 	Policy Policy
-	// Immutable says that the bucket can hold a policy (S3: object lock is enabled).
-	Immutable bool
 }
 
 // PurgeResult counts object versions, delete markers included.

@@ -55,6 +55,7 @@ const (
 	s3RequestTimeout  = time.Minute
 	s3PageSize        = 1000 // the maximum of ListObjectVersions and DeleteObjects
 	s3DeletesInFlight = 3
+	s3MaxPurgeRounds  = 5
 	s3DefaultRegion   = "us-east-1"
 	s3UserAgent       = "bucketwarden"
 	s3ClockSkew       = 15 * time.Minute // S3 refuses requests whose time is off by more
@@ -229,13 +230,18 @@ func newS3Clients(m *metrics) *s3Clients {
 // open implements openStoreFunc.
 func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
-		return nil, &storeError{code: codeConfigurationProblem, err: &s3Failure{text: err.Error(), cause: errors.Join(errNotOurBucket, err)}}
+		return nil, s3NoSuchBucket(err)
 	}
 	client, err := c.client(ref.Region, credentials)
 	if err != nil {
 		return nil, err
 	}
 	return &s3Bucket{bucketRef: bucketRef{Name: ref.Name, Region: client.region}, s3Client: client}, nil
+}
+
+// s3NoSuchBucket is the error of a name or region that no bucket can have.
+func s3NoSuchBucket(err error) error {
+	return &storeError{code: codeConfigurationProblem, err: &s3Failure{text: err.Error(), cause: errors.Join(errNotOurBucket, err)}}
 }
 
 func (c *s3Clients) client(region string, credentials map[string][]byte) (*s3Client, error) {
@@ -252,7 +258,7 @@ func (c *s3Clients) client(region string, credentials map[string][]byte) (*s3Cli
 		case region == "":
 			return nil, configErrorf("there is no region: set spec.region, or %s in the credentials secret", s3KeyRegion)
 		case !s3RegionPattern.MatchString(region):
-			return nil, configErrorf("region %q must consist of letters, digits and hyphens", region)
+			return nil, s3NoSuchBucket(configErrorf("region %q must consist of letters, digits and hyphens", region))
 		}
 		client = c.newClient(region, config)
 		if len(c.clients) >= s3MaxClients {
@@ -326,7 +332,7 @@ func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
 		},
 		backoff:     retry.NewExponentialJitterBackoff(c.maxBackoff),
 		region:      region,
-		aws:         config.endpoint == nil,
+		aws:         config.endpoint == nil || isAWSHost(config.endpoint.Hostname()),
 		partition:   "aws",
 		accountLock: make(chan struct{}, 1),
 	}
@@ -380,19 +386,16 @@ func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
 		// Stores that do not know x-amz-checksum-* ask for this one.
 		s3Options.APIOptions = append(s3Options.APIOptions, smithyhttp.AddContentChecksumMiddleware)
 	}
-	switch {
-	case client.aws:
+	if client.aws {
 		client.partition = s3Partition(region)
 		s3Options.APIOptions = append(s3Options.APIOptions, client.requireOwner)
-		if c.awsEndpoint != "" {
-			s3Options.BaseEndpoint = &c.awsEndpoint
-		}
-	default:
+	}
+	if config.endpoint != nil {
 		client.plainHTTP = config.endpoint.Scheme == "http"
-		if host := config.endpoint.Hostname(); strings.HasSuffix(host, ".amazonaws.com") || strings.HasSuffix(host, ".amazonaws.com.cn") {
-			client.partition = s3Partition(region)
-		}
 		s3Options.BaseEndpoint = aws.String(config.endpoint.String())
+	}
+	if client.aws && c.awsEndpoint != "" {
+		s3Options.BaseEndpoint = &c.awsEndpoint
 	}
 	client.Client = s3.New(s3Options)
 	return client
@@ -401,6 +404,13 @@ func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
 type s3Token string
 
 func (t s3Token) GetIdentityToken() ([]byte, error) { return []byte(t), nil }
+
+// isAWSHost says that an endpoint is one of AWS's own, such as a VPC endpoint.
+func isAWSHost(host string) bool {
+	return slices.ContainsFunc([]string{".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu"}, func(suffix string) bool {
+		return strings.HasSuffix(strings.ToLower(host), suffix)
+	})
+}
 
 // s3Partition returns the partition of a region
 // (docs.aws.amazon.com/IAM/latest/UserGuide/reference-arns.html).
@@ -834,10 +844,13 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 			if err != nil {
 				return BucketState{}, err
 			}
-			return BucketState{Exists: true, Immutable: true, Policy: policy}, nil
+			return BucketState{Exists: true, Policy: policy}, nil
 		}
 	case s3ErrorCode(err) == "NoSuchBucket":
 		return BucketState{}, nil
+	case s3Status(err) == http.StatusNotFound && s3ErrorCode(err) != "ObjectLockConfigurationNotFoundError":
+		return BucketState{}, b.errorf(codeRetryableConfiguration, err, "S3 GetObjectLockConfiguration for bucket %q failed: "+
+			"the answer with HTTP status 404 is not one of S3: check %s in the credentials secret", b.Name, s3KeyEndpoint)
 	case s3Denied(err):
 		return BucketState{}, b.denied(ctx, err)
 	case !s3Unsupported(err) && s3Status(err) != http.StatusNotFound:
@@ -879,7 +892,8 @@ func (b *s3Bucket) denied(ctx context.Context, denied error) error {
 		return b.fail(err)
 	case err == nil && slices.ContainsFunc(list.Buckets, func(bucket types.Bucket) bool { return aws.ToString(bucket.Name) == b.Name }):
 		return b.fail(denied)
-	case err == nil && aws.ToString(list.ContinuationToken) == "":
+	// Other stores list only the buckets that the credentials may see.
+	case b.aws && err == nil && aws.ToString(list.ContinuationToken) == "":
 		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q exists and is not among the buckets of these credentials: "+
 			"it belongs to somebody else, or a policy hides it; choose another name or other credentials", b.Name)
 	}
@@ -1141,7 +1155,7 @@ func (b *s3Bucket) ensureTLS(ctx context.Context) (gap string, err error) {
 		refused    = "The store refuses our statements in the bucket policy as malformed, so that plain HTTP is not denied."
 	)
 	if b.plainHTTP {
-		return "", nil
+		return "The endpoint is plain http, so that TLS is not required.", nil
 	}
 	var document string
 	current, err := b.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: &b.Name})
@@ -1352,9 +1366,9 @@ type s3Purge struct {
 func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
 	p := &s3Purge{s3Bucket: b, prefix: prefix}
 	start := time.Now()
-	for {
+	for round := 1; ; round++ {
 		before := p.result
-		pages, err := p.deleteVersions(ctx)
+		err := p.deleteVersions(ctx)
 		switch {
 		case s3ErrorCode(err) == "NoSuchBucket":
 			return p.result, nil
@@ -1362,9 +1376,12 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error
 			return p.result, b.fail(err)
 		}
 		// Pages continue behind versions that were deleted meanwhile. What a store
-		// skips then is found by listing again.
-		if pages == 1 || p.result.Retained > 0 || p.result == before {
+		// skips then, or does not delete as it says, is found by listing again.
+		if p.result.Retained > 0 || p.result == before {
 			break
+		}
+		if round == s3MaxPurgeRounds {
+			return p.result, b.errorf("", nil, "S3 DeleteObjects for bucket %q failed: the store still lists object versions under %q that it said it deleted, or somebody keeps writing them", b.Name, prefix)
 		}
 	}
 	if p.result.Retained > 0 {
@@ -1381,7 +1398,7 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error
 }
 
 // deleteVersions lists all versions and deletes each page while it lists the next.
-func (p *s3Purge) deleteVersions(ctx context.Context) (pages int, err error) {
+func (p *s3Purge) deleteVersions(ctx context.Context) (err error) {
 	var deletes sync.WaitGroup
 	slots := make(chan struct{}, s3DeletesInFlight)
 	in := &s3.ListObjectVersionsInput{Bucket: &p.Name, MaxKeys: aws.Int32(s3PageSize)}
@@ -1393,7 +1410,6 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (pages int, err error) {
 		if page, err = p.ListObjectVersions(ctx, in); err != nil {
 			break
 		}
-		pages++
 		var versions []s3Version
 		if versions, err = p.versions(page); err != nil {
 			break
@@ -1412,6 +1428,10 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (pages int, err error) {
 			err = p.errorf("", nil, "S3 ListObjectVersions for bucket %q failed: the store truncates the list without saying where it continues", p.Name)
 			break
 		}
+		if aws.ToString(page.NextKeyMarker) == aws.ToString(in.KeyMarker) && aws.ToString(page.NextVersionIdMarker) == aws.ToString(in.VersionIdMarker) {
+			err = p.errorf("", nil, "S3 ListObjectVersions for bucket %q failed: the store continues the list where it was", p.Name)
+			break
+		}
 		in.KeyMarker, in.VersionIdMarker = page.NextKeyMarker, page.NextVersionIdMarker
 		p.mu.Lock()
 		err = p.err
@@ -1421,7 +1441,7 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (pages int, err error) {
 	if p.err != nil {
 		err = p.err
 	}
-	return pages, err
+	return err
 }
 
 // versions reads a page. A store that lists other keys than those asked for gets none

@@ -244,6 +244,7 @@ func (f *fakeS3) delete(w io.Writer, body string) {
 	for _, o := range in.Object {
 		if code := f.keyErrors[o.Key]; code != "" && !f.ignoreKeyErrors {
 			fmt.Fprintf(w, "<Error><Key>%s</Key><VersionId>%s</VersionId><Code>%s</Code><Message>refused</Message></Error>", o.Key, o.VersionId, code)
+			gone[[2]string{o.Key, o.VersionId}] = strings.HasPrefix(code, "NoSuch")
 			continue
 		}
 		gone[[2]string{o.Key, o.VersionId}] = true
@@ -425,6 +426,29 @@ func TestS3CredentialErrors(t *testing.T) {
 	}
 }
 
+// A VPC endpoint is AWS as well: the owner is checked.
+func TestS3EndpointsOfAWS(t *testing.T) {
+	for endpoint, want := range map[string]bool{
+		"": true, "https://s3.eu-west-1.amazonaws.com": true, "https://bucket.vpce-1a2b.s3.eu-west-1.vpce.amazonaws.com": true,
+		"https://s3.cn-north-1.amazonaws.com.cn": true, "https://minio.example.com": false, "https://amazonaws.com.example.com": false,
+	} {
+		store, err := newS3Clients(newMetrics()).open(bucketRef{Name: "backups", Region: "eu-west-1"}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := store.(*s3Bucket).aws; got != want {
+			t.Errorf("%q: AWS is %t", endpoint, got)
+		}
+	}
+}
+
+func TestS3RegionNoBucketCanBeIn(t *testing.T) {
+	_, err := newS3Clients(newMetrics()).open(bucketRef{Name: "backups", Region: "eu west"}, testS3Credentials(nil))
+	if codeOf(err) != codeConfigurationProblem || !errors.Is(err, errNotOurBucket) || !strings.Contains(err.Error(), "eu west") {
+		t.Errorf("got %v with code %q", err, codeOf(err))
+	}
+}
+
 func TestS3BucketNames(t *testing.T) {
 	clients := newS3Clients(newMetrics())
 	for name, ok := range map[string]bool{
@@ -514,12 +538,13 @@ func TestS3Observe(t *testing.T) {
 		code    errorCode
 		parts   []string
 		calls   []string
+		notOurs bool
 	}{
-		"locked days":  {lock: lockDocument(lockRule("COMPLIANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Immutable: true, Policy: Policy{Days: 4, Locked: true}}, calls: lockOnly},
-		"unlocked":     {lock: lockDocument(lockRule("GOVERNANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Immutable: true, Policy: Policy{Days: 4}}, calls: lockOnly},
-		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Immutable: true, Policy: Policy{Days: 730, Locked: true}}, calls: lockOnly},
-		"no rule":      {lock: lockDocument(""), want: BucketState{Exists: true, Immutable: true}, calls: lockOnly},
-		"empty rule":   {lock: lockDocument("<Rule></Rule>"), want: BucketState{Exists: true, Immutable: true}, calls: lockOnly},
+		"locked days":  {lock: lockDocument(lockRule("COMPLIANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}}, calls: lockOnly},
+		"unlocked":     {lock: lockDocument(lockRule("GOVERNANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4}}, calls: lockOnly},
+		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Policy: Policy{Days: 730, Locked: true}}, calls: lockOnly},
+		"no rule":      {lock: lockDocument(""), want: BucketState{Exists: true}, calls: lockOnly},
+		"empty rule":   {lock: lockDocument("<Rule></Rule>"), want: BucketState{Exists: true}, calls: lockOnly},
 		"unknown mode": {lock: lockDocument(lockRule("ETERNAL", "<Days>4</Days>")), code: codeConfigurationProblem, parts: []string{"ETERNAL"}, calls: lockOnly},
 		"no period":    {lock: lockDocument(lockRule("COMPLIANCE", "")), code: codeConfigurationProblem, calls: lockOnly},
 		"no lock":      {lock: "ObjectLockConfigurationNotFoundError", want: BucketState{Exists: true}, calls: withHead},
@@ -530,10 +555,14 @@ func TestS3Observe(t *testing.T) {
 		"not implemented":        {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 501, "NotImplemented", "") }, want: BucketState{Exists: true}, calls: withHead},
 		"method not allowed":     {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 405, "", "") }, want: BucketState{Exists: true}, calls: withHead},
 		"subresource is ignored": {lock: "<ListBucketResult><Name>backups</Name></ListBucketResult>", want: BucketState{Exists: true}, calls: withHead},
-		"foreign": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
-			code: codeConfigurationProblem, parts: []string{"somebody else"}, calls: listed},
-		"foreign without object lock": {prepare: func(f *fakeS3) { f.refuse("HeadBucket", -1, 403, "", "") }, lock: "ObjectLockConfigurationNotFoundError",
-			code: codeConfigurationProblem, parts: []string{"somebody else"}, calls: append(slices.Clone(withHead), "ListBuckets")},
+		"foreign": {aws: true, prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
+			code: codeConfigurationProblem, parts: []string{"somebody else"}, calls: slices.Concat([]string{"STS.GetCallerIdentity"}, listed), notOurs: true},
+		"foreign without object lock": {aws: true, prepare: func(f *fakeS3) { f.refuse("HeadBucket", -1, 403, "", "") }, lock: "ObjectLockConfigurationNotFoundError",
+			code: codeConfigurationProblem, parts: []string{"somebody else"}, calls: slices.Concat([]string{"STS.GetCallerIdentity"}, withHead, []string{"ListBuckets"}), notOurs: true},
+		"not listed by another store": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
+			code: codeUnauthorized, parts: []string{"somebody else"}, calls: listed},
+		"404 of a proxy": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 404, "", "") },
+			code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint}, calls: lockOnly},
 		"ours without permission": {prepare: func(f *fakeS3) {
 			f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied")
 			f.on["ListBuckets"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
@@ -556,7 +585,7 @@ func TestS3Observe(t *testing.T) {
 				answerS3Error(w, http.StatusMovedPermanently, "PermanentRedirect", "elsewhere")
 				return true
 			}
-		}, code: codeConfigurationProblem, parts: []string{"eu-central-1", "eu-west-1"}, calls: lockOnly},
+		}, code: codeConfigurationProblem, parts: []string{"eu-central-1", "eu-west-1"}, calls: lockOnly, notOurs: true},
 		"signed for another region": {prepare: func(f *fakeS3) {
 			f.refuse("GetObjectLockConfiguration", -1, 400, "AuthorizationHeaderMalformed", "the region is wrong; expecting 'eu-central-1'")
 		}, code: codeConfigurationProblem, parts: []string{"eu-central-1", "eu-west-1"}, calls: lockOnly},
@@ -571,7 +600,7 @@ func TestS3Observe(t *testing.T) {
 				w.Header().Set("X-Amz-Bucket-Region", "us-east-1")
 				return false
 			}
-		}, code: codeConfigurationProblem, parts: []string{"us-east-1", "eu-west-1"}, calls: append([]string{"STS.GetCallerIdentity"}, withHead...)},
+		}, code: codeConfigurationProblem, parts: []string{"us-east-1", "eu-west-1"}, calls: append([]string{"STS.GetCallerIdentity"}, withHead...), notOurs: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeS3(t, false)
@@ -583,6 +612,9 @@ func TestS3Observe(t *testing.T) {
 				b = f.aws("eu-west-1")
 			}
 			got, err := b.Observe(t.Context())
+			if errors.Is(err, errNotOurBucket) != test.notOurs {
+				t.Errorf("not our bucket: %t", !test.notOurs)
+			}
 			if test.code != "" {
 				wantS3Error(t, err, test.code, test.parts...)
 			} else if err != nil {
@@ -914,7 +946,7 @@ func TestS3PutPolicy(t *testing.T) {
 		}
 		wantCalls(t, f, "PutObjectLockConfiguration")
 		state, err := b.Observe(ctx)
-		if want := (BucketState{Exists: true, Immutable: true, Policy: step.want}); err != nil || state != want {
+		if want := (BucketState{Exists: true, Policy: step.want}); err != nil || state != want {
 			t.Errorf("got %+v, %v, want %+v", state, err, want)
 		}
 		f.takeCalls()
@@ -1012,7 +1044,7 @@ func TestS3Harden(t *testing.T) {
 
 func TestS3HardenPlainHTTPHasNoPolicy(t *testing.T) {
 	f := newFakeS3(t, false)
-	if gaps, err := f.custom("eu-west-1").Harden(t.Context()); err != nil || len(gaps) != 0 {
+	if gaps, err := f.custom("eu-west-1").Harden(t.Context()); err != nil || len(gaps) != 1 || !strings.Contains(gaps[0], "plain http") {
 		t.Fatal(gaps, err)
 	}
 	wantCalls(t, f, "GetBucketEncryption", "PutBucketEncryption", "GetPublicAccessBlock", "PutPublicAccessBlock")
@@ -1262,6 +1294,18 @@ func TestS3Purge(t *testing.T) {
 			f.ignorePrefix = true
 			f.objects = append(f.objects, fakeS3Object{key: "b/1", id: "1"})
 		}, parts: []string{"b/1", `"a/"`}},
+		"deletes are not done": {prepare: func(f *fakeS3) {
+			f.on["DeleteObjects"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				_, _ = io.WriteString(w, "<DeleteResult></DeleteResult>")
+				return true
+			}
+		}, want: PurgeResult{Deleted: 4 * s3MaxPurgeRounds, DeletedBytes: 15 * s3MaxPurgeRounds}, parts: []string{"still lists"}, deletes: s3MaxPurgeRounds},
+		"the list goes in circles": {prepare: func(f *fakeS3) {
+			f.on["ListObjectVersions"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				_, _ = io.WriteString(w, "<ListVersionsResult><IsTruncated>true</IsTruncated><NextKeyMarker>a/1</NextKeyMarker></ListVersionsResult>")
+				return true
+			}
+		}, parts: []string{"where it was"}},
 		"no bucket": {prepare: func(f *fakeS3) { f.refuse("ListObjectVersions", -1, 404, "NoSuchBucket", "") }},
 		"bucket deleted meanwhile": {prepare: func(f *fakeS3) { f.refuse("DeleteObjects", -1, 404, "NoSuchBucket", "") },
 			deletes: 1},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -491,18 +492,26 @@ func TestSecretsStaySecret(t *testing.T) {
 	good := minio.SecretData(minio.Endpoint)
 	marker := func(what string) []byte { return []byte("Marker" + what + "Marker") }
 	markers := map[string]map[string][]byte{
-		"wrong-secret-key":   with(good, map[string][]byte{"secretAccessKey": marker("SecretKey")}),
-		"unknown-key-id":     with(good, map[string][]byte{"accessKeyID": marker("KeyID")}),
-		"token-and-keys":     with(good, map[string][]byte{"token": marker("Token")}),
-		"token-of-nobody":    {"token": marker("OtherToken"), "roleARN": marker("Role"), "region": good["region"], "endpoint": good["endpoint"]},
-		"config-of-nobody":   {"token": marker("ThirdToken"), "config": marker("Config"), "region": good["region"], "endpoint": good["endpoint"]},
-		"bad-ca":             with(good, map[string][]byte{"trustedCaCert": marker("CA")}),
-		"bad-boolean":        with(good, map[string][]byte{"s3ForcePathStyle": marker("Boolean")}),
-		"bad-checksum":       with(good, map[string][]byte{"requestChecksumCalculation": marker("Checksum")}),
-		"bad-endpoint":       with(good, map[string][]byte{"endpoint": []byte("http://user:" + string(marker("Password")) + "@127.0.0.1:1")}),
-		"unused-key":         with(good, map[string][]byte{"unused": marker("Unused")}),
-		"good-but-unmatched": good,
+		"wrong-secret-key": with(good, map[string][]byte{"secretAccessKey": marker("SecretKey")}),
+		"unknown-key-id":   with(good, map[string][]byte{"accessKeyID": marker("KeyID")}),
+		"token-and-keys":   with(good, map[string][]byte{"token": marker("Token")}),
+		"token-of-nobody":  {"token": marker("OtherToken"), "roleARN": marker("Role"), "region": good["region"], "endpoint": good["endpoint"]},
+		"config-of-nobody": {"token": marker("ThirdToken"), "config": marker("Config"), "region": good["region"], "endpoint": good["endpoint"]},
+		"bad-ca":           with(good, map[string][]byte{"trustedCaCert": marker("CA")}),
+		"bad-boolean":      with(good, map[string][]byte{"s3ForcePathStyle": marker("Boolean")}),
+		"bad-checksum":     with(good, map[string][]byte{"requestChecksumCalculation": marker("Checksum")}),
+		"bad-endpoint":     with(good, map[string][]byte{"endpoint": []byte("http://user:" + string(marker("Password")) + "@127.0.0.1:1")}),
+		"unused-key":       with(good, map[string][]byte{"unused": marker("Unused")}),
+		"good":             good,
 	}
+	// A store may tell in its errors what it was given.
+	telltale := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, "<Error><Code>Strange</Code><Message>no %s with %s here</Message></Error>", marker("ToldKeyID"), marker("ToldSecretKey"))
+	}))
+	t.Cleanup(telltale.Close)
+	markers["told"] = with(good, map[string][]byte{"accessKeyID": marker("ToldKeyID"), "secretAccessKey": marker("ToldSecretKey"), "endpoint": []byte(telltale.URL)})
 	for what, data := range markers {
 		name := what + "-" + newName("bucket")
 		writeSecret(t, secretName(buckets, name), data)

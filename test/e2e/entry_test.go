@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -249,13 +252,14 @@ func TestEntryWithWorkloadIdentity(t *testing.T) {
 
 	// gardenlet's token requestor writes the token whenever it likes.
 	const rounds = 8
+	states := record(t, secrets, namespace, "etcd-backup")
 	var last string
 	ctx, stop := context.WithCancel(t.Context())
 	var requestor sync.WaitGroup
 	t.Cleanup(requestor.Wait)
 	t.Cleanup(stop)
 	requestor.Go(func() {
-		ticker := time.NewTicker(50 * time.Millisecond)
+		ticker := time.NewTicker(20 * time.Millisecond)
 		defer ticker.Stop()
 		for i := 0; ; i++ {
 			select {
@@ -298,6 +302,25 @@ func TestEntryWithWorkloadIdentity(t *testing.T) {
 	annotations["workloadidentity.security.gardener.cloud/token-renew-timestamp"] = last
 	mustEqual(t, "data", secret.Data, data)
 	mustEqual(t, "annotations", secret.Annotations, annotations)
+	// No token was ever replaced by an older one.
+	states.await(t, "has the last version", func(s state) bool { return s.GetResourceVersion() == secret.ResourceVersion })
+	newest := -1
+	for _, s := range states.seen() {
+		token, err := base64.StdEncoding.DecodeString(str(s.Unstructured, "data", "token"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := -1
+		if len(token) > 0 {
+			if n, err = strconv.Atoi(strings.TrimPrefix(string(token), "token-")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n < newest {
+			t.Errorf("token %d was replaced by token %d", newest, n)
+		}
+		newest = n
+	}
 }
 
 func TestEntryIsMigratedAndRestored(t *testing.T) {
