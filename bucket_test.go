@@ -542,7 +542,7 @@ func TestBucketVerifyDoesNotFollowAChangedSecretRef(t *testing.T) {
 			if changes := h.storeChanges(); len(changes) > 0 {
 				t.Errorf("changes %q", changes)
 			}
-			if s := h.status(bucketsGVR, "b"); s.State != stateSucceeded {
+			if s := h.status(bucketsGVR, "b"); s.State != string(stateSucceeded) {
 				t.Errorf("state %s", s.State)
 			}
 			h.wantEvents()
