@@ -40,6 +40,7 @@ import (
 const (
 	programName = "bucketwarden"
 
+	// maxVerbosity: client-go logs the bodies of requests and answers from 8 on.
 	maxVerbosity = 7
 
 	// Heartbeat lease that gardenlet reads (gardener/gardener
@@ -61,6 +62,7 @@ type config struct {
 	metricsAddress            string
 	healthAddress             string
 	namespace                 string
+	verbosity                 int
 }
 
 func (c *config) register(fs *flag.FlagSet) {
@@ -72,6 +74,7 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.DurationVar(&c.verifyInterval, "verify-interval", 10*time.Minute, "how often every bucket is checked against the cloud")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
+	fs.IntVar(&c.verbosity, "v", 0, "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
 	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its heartbeat lease; default: in the cluster that of its service account, else no heartbeat")
 }
 
@@ -85,6 +88,9 @@ func (c *config) complete() error {
 	}
 	if c.verifyInterval < time.Second {
 		return fmt.Errorf("--verify-interval is %s, must be at least 1s", c.verifyInterval)
+	}
+	if c.verbosity < 0 || c.verbosity > maxVerbosity {
+		return fmt.Errorf("-v is %d, must be 0 to %d: beyond, the log would show the contents of secrets", c.verbosity, maxVerbosity)
 	}
 	if c.namespace == "" {
 		data, err := os.ReadFile(serviceAccountNamespaceFile)
@@ -157,11 +163,6 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 	// run's caller reports errors; only help is printed here.
 	fs.SetOutput(io.Discard)
 	c.register(fs)
-	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
-	klog.InitFlags(klogFlags)
-	if v := klogFlags.Lookup("v"); v != nil {
-		fs.Var(v.Value, "v", "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
-	}
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fs.SetOutput(output)
@@ -169,14 +170,15 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 		}
 		return nil, err
 	}
-	// client-go prints the bodies of requests and answers from 8 on.
-	if v, err := strconv.Atoi(fs.Lookup("v").Value.String()); err == nil && v > maxVerbosity {
-		return nil, fmt.Errorf("-v is %d, must be at most %d: beyond, the log would show the contents of secrets", v, maxVerbosity)
-	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	return c, c.complete()
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(klogFlags)
+	return c, klogFlags.Set("v", strconv.Itoa(c.verbosity))
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

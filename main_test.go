@@ -80,6 +80,7 @@ func TestFlagMistakes(t *testing.T) {
 		{"--concurrent-syncs=0", "--concurrent-syncs is 0, must be at least 1"},
 		{"--concurrent-syncs=-1", "--concurrent-syncs is -1, must be at least 1"},
 		{"--concurrent-syncs=many", "invalid value"},
+		{"-v=8", "-v is 8, must be 0 to 7"},
 		{"--verify-interval=999ms", "--verify-interval is 999ms, must be at least 1s"},
 		{"--verify-interval=-1m", "--verify-interval is -1m0s, must be at least 1s"},
 		{"--verify-interval=1", "invalid value"},

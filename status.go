@@ -348,9 +348,8 @@ func failureDescription(kind, name string, t operationType, err error) string {
 	return description
 }
 
-// failure writes the Error status and returns err for the queue, as it is if that
-// worked. A conflict with another
-// writer is none: the pass is simply made again on fresh data.
+// failure writes the Error status and returns err for the queue, as it is if that worked.
+// A conflict with another writer is none: the pass is simply made again on fresh data.
 func (c *resourceClient) failure(ctx context.Context, o *object, t operationType, err error, extra map[string]any) error {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
 		return err

@@ -63,8 +63,6 @@ var (
 	// bucket of ours: it belongs to somebody else, lies in another region, or is one that
 	// no bucket can have. There is nothing of ours to delete then.
 	errNotOurBucket = errors.New("not a bucket of ours")
-	// errUnsupported is what a store answers to a feature that it does not have.
-	errUnsupported = errors.New("the store does not support this")
 )
 
 // storeError is a failed store operation with its Gardener error code.

@@ -746,10 +746,7 @@ func (b *s3Bucket) fail(err error) error {
 		text = b.clean(err, s3Innermost(err).Error())
 	default:
 		code, text = b.answer(err, service, operation, code)
-		switch {
-		case s3Unsupported(err):
-			err = errUnsupported
-		case s3ErrorCode(err) == "BucketAlreadyExists", b.otherRegion(err) != "":
+		if s3ErrorCode(err) == "BucketAlreadyExists" || b.otherRegion(err) != "" {
 			err = errNotOurBucket
 		}
 	}
@@ -781,7 +778,7 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 	case code == codeUnauthenticated:
 		return code, fmt.Sprintf("the store does not accept the credentials (%s): check the credentials secret", name)
 	case s3Unsupported(err):
-		return code, fmt.Sprintf("%s (%s)", errUnsupported, name)
+		return code, fmt.Sprintf("the store does not support this (%s)", name)
 	case s3Denied(err) && service == s3.ServiceID:
 		return code, fmt.Sprintf("access denied (%s): the credentials need the permission s3:%s, and no policy may deny it%s", name, cmp.Or(s3Permissions[operation], operation), said)
 	}
@@ -979,7 +976,7 @@ func (b *s3Bucket) putObjectLock(ctx context.Context, rule *types.ObjectLockRule
 	// Of the stores that are not AWS, few can; versioning, which once enabled never goes
 	// away again, is not enabled on a guess.
 	if !b.aws {
-		return b.errorf(codeConfigurationProblem, errUnsupported, "bucket %q cannot be made immutable: it was created without object lock; "+
+		return b.errorf(codeConfigurationProblem, nil, "bucket %q cannot be made immutable: it was created without object lock; "+
 			"if the store can enable that later, enable versioning on the bucket first, else the bucket has to be recreated", b.Name)
 	}
 	if err := b.putVersioning(ctx, types.BucketVersioningStatusEnabled); err != nil {
@@ -1030,11 +1027,11 @@ func (b *s3Bucket) failObjectLock(err error) error {
 }
 
 func (b *s3Bucket) noObjectLock() error {
-	return b.errorf(codeConfigurationProblem, errUnsupported, "bucket %q cannot be made immutable: the store has no object lock", b.Name)
+	return b.errorf(codeConfigurationProblem, nil, "bucket %q cannot be made immutable: the store has no object lock", b.Name)
 }
 
 func (b *s3Bucket) objectLockOnlyAtCreation() error {
-	return b.errorf(codeConfigurationProblem, errUnsupported, "bucket %q cannot be made immutable: it was created without object lock, "+
+	return b.errorf(codeConfigurationProblem, nil, "bucket %q cannot be made immutable: it was created without object lock, "+
 		"and this store can enable it only when a bucket is created: the bucket has to be recreated", b.Name)
 }
 

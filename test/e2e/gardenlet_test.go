@@ -64,9 +64,9 @@ func immutability(mode, period string) map[string]any {
 
 // providerConfig is spec.providerConfig for a spec.type; nil immutability means none.
 func providerConfig(kind string, immutability map[string]any) map[string]any {
-	config := map[string]any{"apiVersion": kind + ".provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketConfig"}
-	if immutability != nil {
-		config["immutability"] = immutability
+	config := env.BucketConfig(kind, immutability)
+	if immutability == nil {
+		delete(config, "immutability")
 	}
 	return config
 }
@@ -278,38 +278,7 @@ func get(t *testing.T, resource schema.GroupVersionResource, name string) *unstr
 	return o
 }
 
-// healthy is the rule by which Gardener's waiters decide
-// (gardener/gardener pkg/utils/kubernetes/health/extensions.go).
-func healthy(o *unstructured.Unstructured) error {
-	if o == nil {
-		return errors.New("it does not exist")
-	}
-	if err := settled(o); err != nil {
-		return err
-	}
-	if description := str(o, "status", "lastError", "description"); has(o, "status", "lastError") {
-		return fmt.Errorf("lastError is set: %s", description)
-	}
-	if state := str(o, "status", "lastOperation", "state"); state != "Succeeded" {
-		return fmt.Errorf("state is %q", state)
-	}
-	value, ok := o.GetAnnotations()[annotationTimestamp]
-	if !ok {
-		return nil
-	}
-	asked, err := time.Parse(time.RFC3339Nano, value)
-	if err != nil {
-		return err
-	}
-	done, err := time.Parse(time.RFC3339, str(o, "status", "lastOperation", "lastUpdateTime"))
-	if err != nil {
-		return err
-	}
-	if asked.Truncate(time.Second).After(done) {
-		return fmt.Errorf("lastUpdateTime %v is before the timestamp %v", done, asked)
-	}
-	return nil
-}
+var healthy = env.Healthy
 
 // settled says that the latest request was taken up and its generation observed.
 func settled(o *unstructured.Unstructured) error {
