@@ -594,8 +594,8 @@ func TestRequestsOfAnEntry(t *testing.T) {
 		before := d.requests(t)
 		create(t, entries, entryObject(name, d.kind, bucket))
 		waitHealthy(t, entries, name)
-		if got := d.requests(t) - before; got > 6 {
-			t.Errorf("%s new entry took %v API requests, want at most 6", what, got)
+		if got := d.requests(t) - before; got > 5 {
+			t.Errorf("%s new entry took %v API requests, want at most 5", what, got)
 		}
 		before = d.requests(t)
 		reconcile(t, entries, name, nil)
