@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 func run(m *testing.M) (int, error) {
 	ctx := context.Background()
 	var err error
-	if binaries, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
+	if binaries, err = env.EnsureBinaries(ctx, os.Stderr, "-race"); err != nil {
 		return 1, err
 	}
 	if kube, err = env.StartKube(ctx, binaries.Testkube); err != nil {
@@ -150,7 +150,7 @@ func (d *daemon) start(t *testing.T) {
 		d.mu.Unlock()
 	}
 	started, err := env.StartDaemon(t.Context(), env.DaemonOptions{
-		Binary: binaries.DaemonRace, Kubeconfig: kube.Kubeconfig, Args: d.args,
+		Binary: binaries.Daemon, Kubeconfig: kube.Kubeconfig, Args: d.args,
 		Env: []string{"KUBE_CACHE_MUTATION_DETECTOR=true"},
 	})
 	if err != nil {

@@ -25,16 +25,15 @@ const minioVersion = "v0.0.0-20260212201848-7aac2a2c5b7c"
 type Binaries struct {
 	Testkube string
 	MinIO    string
-	// Daemon is bucketwarden as released; DaemonRace is built with -race.
-	Daemon     string
-	DaemonRace string
+	// Daemon is bucketwarden, built with the flags given to EnsureBinaries.
+	Daemon string
 }
 
 // EnsureBinaries builds what is missing or out of date into
 // $BUCKETWARDEN_CACHE, by default bucketwarden in the user's cache directory.
-// It reports long steps on progress. Processes that call it at the same time
+// It reports long steps on progress; flags are go build's for the daemon. Processes that call it at the same time
 // wait for each other.
-func EnsureBinaries(ctx context.Context, progress io.Writer) (Binaries, error) {
+func EnsureBinaries(ctx context.Context, progress io.Writer, flags ...string) (Binaries, error) {
 	b, err := newBuilder(ctx, progress)
 	if err != nil {
 		return Binaries{}, err
@@ -48,10 +47,7 @@ func EnsureBinaries(ctx context.Context, progress io.Writer) (Binaries, error) {
 	if bin.MinIO, err = b.minio(ctx); err != nil {
 		return Binaries{}, err
 	}
-	if bin.Daemon, err = b.daemon(ctx, "bucketwarden"); err != nil {
-		return Binaries{}, err
-	}
-	if bin.DaemonRace, err = b.daemon(ctx, "bucketwarden-race", "-race"); err != nil {
+	if bin.Daemon, err = b.daemon(ctx, strings.Join(append([]string{"bucketwarden"}, flags...), ""), flags...); err != nil {
 		return Binaries{}, err
 	}
 	return bin, nil

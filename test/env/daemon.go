@@ -21,7 +21,7 @@ const daemonStartTimeout = time.Minute
 
 // DaemonOptions says how bucketwarden is started.
 type DaemonOptions struct {
-	// Binary is Binaries.Daemon or Binaries.DaemonRace.
+	// Binary is Binaries.Daemon.
 	Binary     string
 	Kubeconfig string
 	// Args are flags; they win over those that StartDaemon sets itself.

@@ -1,5 +1,5 @@
-// Command setup builds what the end-to-end tests, the demo and the benchmark
-// run: kube-apiserver with etcd, MinIO, and bucketwarden. They would do it by
+// Command setup builds what the end-to-end tests run: kube-apiserver with etcd,
+// MinIO, and bucketwarden with the race detector. They would do it by
 // themselves, but go test does not show the progress of a long build.
 package main
 
@@ -16,11 +16,10 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	bin, err := env.EnsureBinaries(ctx, os.Stderr)
+	bin, err := env.EnsureBinaries(ctx, os.Stderr, "-race")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Printf("testkube: %s\nminio: %s\nbucketwarden: %s\nbucketwarden with -race: %s\n",
-		bin.Testkube, bin.MinIO, bin.Daemon, bin.DaemonRace)
+	fmt.Printf("testkube: %s\nminio: %s\nbucketwarden with -race: %s\n", bin.Testkube, bin.MinIO, bin.Daemon)
 }
