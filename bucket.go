@@ -63,6 +63,44 @@ func (r *reconciler) needsWork(o *object, wanted bool) bool {
 	return isOperation(o.operation()) || o.interrupted()
 }
 
+// wantAgain keeps a failed reconcile wanted: its operation annotation is gone, and maybe
+// no status tells of it.
+func (r *reconciler) wantAgain(o *object, err *error) {
+	if *err != nil {
+		r.resource.controller.want(cache.MetaObjectToName(o))
+	}
+}
+
+// releaseSecret removes our finalizer from the credentials, unless another object of the
+// resource lives on them.
+func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
+	sharing, err := r.objects.ByIndex(indexSecret, o.SecretRef.String())
+	if err != nil {
+		return fmt.Errorf("looking up the users of secret %s: %w", o.SecretRef, err)
+	}
+	for _, obj := range sharing {
+		co, ok := obj.(commonObject)
+		if !ok || co.common().Name == o.Name || !co.common().hasFinalizer(r.resource.finalizer) || !r.admission.responsible(co.common()) {
+			continue
+		}
+		other := *co.common()
+		u, err := r.resource.live(ctx, &other)
+		if err != nil {
+			return err
+		}
+		if u == nil {
+			continue
+		}
+		// Two that go at once must not wait for each other: who has succeeded is through.
+		live, _ := decodeObject(u, r.resource.kind)
+		going := live.LastOperation != nil && live.succeeded() && (live.LastOperation.Type == operationTypeDelete || live.LastOperation.Type == operationTypeMigrate)
+		if live.hasFinalizer(r.resource.finalizer) && !going {
+			return nil
+		}
+	}
+	return r.secrets.release(ctx, o.SecretRef)
+}
+
 func (r *reconciler) openStore(o *object, bucket string, secret *corev1.Secret) (Store, error) {
 	store, err := r.stores.open(r.admission.stores[o.Type], bucketRef{Name: bucket, Region: o.Region}, secret.Data)
 	var credentials *configError
@@ -221,8 +259,9 @@ func bucketWish(b *backupBucket) wish {
 }
 
 // ensure carries out the spec and writes the status.
-func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (time.Duration, error) {
+func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again time.Duration, err error) {
 	opType := bucketOperationType(b)
+	defer r.wantAgain(&b.object, &err)
 	if err := r.resource.claim(ctx, &b.object, true); err != nil {
 		return 0, err
 	}
@@ -237,7 +276,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (time.Du
 		start: sync.OnceValue(func() error {
 			return r.resource.processing(ctx, &b.object, opType, "Reconciling the bucket")
 		})}
-	err := p.run(ctx)
+	err = p.run(ctx)
 	refused := r.reportRefusal(ctx, b, err, opType)
 	extra := p.statusFields()
 	if err != nil {
@@ -279,7 +318,11 @@ func (r *bucketReconciler) refusalIsNew(b *backupBucket, err error, opType opera
 // carries out a spec that no reconcile has seen.
 func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Duration, error) {
 	if b.Generation != b.ObservedGeneration {
-		return r.verifyInterval, r.defend(ctx, b)
+		err := r.defend(ctx, b)
+		if err != nil && !errors.Is(err, errNotDefended) {
+			return 0, err
+		}
+		return r.verifyInterval, err
 	}
 	w := bucketWish(b)
 	if w.err == nil {
@@ -312,7 +355,13 @@ func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
 	recorded := recordedPolicy(b)
 	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true,
 		wish: wish{desired: recorded, recorded: recorded}, start: func() error { return nil }}
-	return p.run(ctx)
+	err := p.run(ctx)
+	conditions, ok := p.statusFields()["conditions"]
+	if !ok || len(b.Conditions) == 0 {
+		return err
+	}
+	_, patchErr := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
+	return errors.Join(err, ignoreNotFound(patchErr))
 }
 
 // bucketPass is one pass over one bucket; it lives no longer than that.
@@ -343,7 +392,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 	}
 	if !p.secrets.held(secret) {
 		if p.defendOnly {
-			return errSpecUnseen
+			return errNotDefended
 		}
 		if err := p.start(); err != nil {
 			return err
@@ -363,11 +412,12 @@ func (p *bucketPass) run(ctx context.Context) error {
 	plan := planPolicy(p.wish.desired, was, p.wish.recorded)
 	if !existed {
 		if p.defendOnly {
-			return errSpecUnseen
+			return errNotDefended
 		}
 		if err := p.create(ctx, store, len(plan.Steps) > 0); err != nil {
 			return err
 		}
+		p.reportLoss(ctx)
 		if err := p.observe(ctx, store); err != nil {
 			return err
 		}
@@ -379,22 +429,26 @@ func (p *bucketPass) run(ctx context.Context) error {
 		}
 		return err
 	}
-	p.reportDrift(ctx, plan, existed, was)
+	if existed && p.drifted(plan) {
+		p.reportDrift(ctx, was)
+	}
 	if p.full || !existed {
 		if p.gaps, err = store.Harden(ctx); err != nil {
 			return err
 		}
 		p.hardened = true
 	}
-	if plan.Refusal != nil {
+	// What a wish that is not the spec's would weaken is no fault of the spec.
+	if p.wish.err == nil && !p.defendOnly && plan.Refusal != nil {
 		return plan.Refusal
 	}
 	return p.wish.err
 }
 
-// errSpecUnseen says that a pass found something that only a reconcile may change: a
-// spec that nobody has asked to carry out may name another secret or region.
-var errSpecUnseen = errors.New("the bucket cannot be verified before the changed spec is reconciled: annotate it with gardener.cloud/operation=reconcile")
+// errNotDefended says that a pass that only defends found something that only a
+// reconcile may change: a spec that nobody has asked to carry out may name another secret
+// or region.
+var errNotDefended = errors.New("the bucket cannot be verified: with the secret and region of a spec that was not reconciled since it changed, or that is being deleted, there is no such bucket, or the secret was never used")
 
 func (p *bucketPass) observe(ctx context.Context, store Store) error {
 	state, err := store.Observe(ctx)
@@ -421,18 +475,19 @@ func (p *bucketPass) drifted(plan Plan) bool {
 	return plan.Drift || !p.full && len(plan.Steps) > 0
 }
 
-// reportDrift tells of drift that this pass has repaired.
-func (p *bucketPass) reportDrift(ctx context.Context, plan Plan, existed bool, was Policy) {
-	lost := !existed && (p.b.succeeded() || !p.wish.recorded.None())
-	if !lost && !p.drifted(plan) {
+// reportLoss tells that a bucket that was just created had been there before.
+func (p *bucketPass) reportLoss(ctx context.Context) {
+	if !p.b.succeeded() && p.wish.recorded.None() {
 		return
 	}
 	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	if lost {
-		klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
-		p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
-		return
-	}
+	klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
+	p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
+}
+
+// reportDrift tells of drift that this pass has repaired.
+func (p *bucketPass) reportDrift(ctx context.Context, was Policy) {
+	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
 	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored", "expected", p.expected().String(), "found", was.String())
 	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
 }
@@ -523,7 +578,7 @@ func (p *bucketPass) record(plan Plan) {
 	switch {
 	case plan.Refusal != nil:
 		// A lock that we found is defended from now on, too.
-		if p.recorded.None() && p.live.Policy.Locked {
+		if !p.recorded.Locked && p.live.Policy.Locked {
 			p.recorded = p.live.Policy
 		}
 	case p.wish.desired == p.live.Policy:
@@ -640,9 +695,14 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	if err := r.resource.claim(ctx, &b.object, true); err != nil {
 		return 0, err
 	}
+	// One that never got ready stays a Create until it is gone, so that each pass knows.
+	opType, remove := operationTypeDelete, r.deleteBucket
+	if b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded() {
+		opType, remove = operationTypeCreate, r.deleteUnused
+	}
 	user, err := r.referringEntry(ctx, b)
 	if err != nil {
-		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
 	}
 	if user != "" {
 		// Its backups are still needed, so its lock is still defended.
@@ -651,23 +711,22 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		}
 		wait := min(referencedRetry, r.verifyInterval)
 		r.resource.controller.waitUntil(key, time.Now().Add(wait))
-		return wait, r.resource.waiting(ctx, &b.object, operationTypeDelete,
+		return wait, r.resource.waiting(ctx, &b.object, opType,
 			fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user))
 	}
-	remove := r.deleteBucket
-	if b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded() {
-		remove = r.deleteUnused
-	} else if err := r.resource.processing(ctx, &b.object, operationTypeDelete, "Deleting the bucket"); err != nil {
+	if err := r.resource.processing(ctx, &b.object, opType, "Deleting the bucket"); err != nil {
 		return 0, err
 	}
 	if wait, err := remove(ctx, b); wait > 0 || err != nil {
 		return wait, err
 	}
-	if err := r.resource.success(ctx, &b.object, operationTypeDelete, "The bucket is deleted", nil); err != nil {
-		return 0, err
+	if opType == operationTypeDelete {
+		if err := r.resource.success(ctx, &b.object, opType, "The bucket is deleted", nil); err != nil {
+			return 0, err
+		}
 	}
-	if err := r.secrets.release(ctx, b.SecretRef); err != nil {
-		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	if err := r.releaseSecret(ctx, &b.object); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
 	}
 	return 0, r.resource.release(ctx, &b.object)
 }
@@ -714,7 +773,6 @@ func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, sto
 
 // deleteUnused deletes the bucket of a BackupBucket that never got ready, if it is empty.
 // It may be one that was there before and could not be adopted: what is in it is not ours.
-// The operation stays Create, so that the next pass knows as well.
 func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (time.Duration, error) {
 	store, err := r.bucketToDelete(ctx, b)
 	if store != nil {

@@ -511,6 +511,78 @@ func TestBucketDeleteNeverAdopted(t *testing.T) {
 	}
 }
 
+// Whatever comes in between, a bucket that was never adopted does not become ours.
+func TestBucketDeleteNeverAdoptedSurvivesFaults(t *testing.T) {
+	unavailable := apierrors.NewServiceUnavailable("x")
+	for name, fault := range map[string]func(h *harness){
+		"an entry refers to it first": func(h *harness) { h.putEntry(testEntry, false) },
+		"entries cannot be listed":    func(h *harness) { h.answer("list", "backupentries", 1, unavailable) },
+		"secret cannot be released":   func(h *harness) { h.answer("patch", "secrets", 1, unavailable) },
+		"killed before the release":   func(h *harness) { h.on("patch", "secrets", 1, func() error { panic("killed") }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.putDeletingBucket(withLast(operationTypeCreate, stateError, "cannot be made immutable"))
+			bucket.objects["of-others/1"] = memObject{size: 1}
+			fault(h)
+			func() {
+				defer func() { _ = recover() }()
+				_, _ = h.passBucket("b")
+			}()
+			if name == "an entry refers to it first" {
+				if err := h.dyn.Tracker().Delete(entriesGVR, "", testEntry); err != nil {
+					t.Fatal(err)
+				}
+				clear(h.buckets.resource.controller.due)
+			}
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			if len(bucket.objects) != 1 {
+				t.Error("objects of others were deleted")
+			}
+			if u := h.get(bucketsGVR, "b"); slices.Contains(u.GetFinalizers(), finalizerBackupBucket) {
+				t.Error("not released")
+			}
+		})
+	}
+}
+
+// A loss is told even if the new bucket cannot be locked at once.
+func TestBucketLossIsTold(t *testing.T) {
+	h := newHarness(t)
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+	h.cloud.fail["LockPolicy"] = unavailable
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	h.wantEvents("BucketCreated", "BucketLost")
+}
+
+// An auditor reads the condition, also while the spec is not carried out.
+func TestBucketThatCannotBeDefended(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", locked4d)
+	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err != nil {
+		t.Fatal(err)
+	}
+	h.edit(bucketsGVR, "b", set(int64(2), "metadata", "generation"))
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["LockPolicy"] = denied
+	if wait, err := h.passBucket("b"); err == nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	if c := h.conditionOf(conditionImmutable); c["status"] != "False" || c["reason"] != "NoPolicy" {
+		t.Errorf("condition %v", c)
+	}
+	delete(h.cloud.fail, "LockPolicy")
+	h.cloud.put("b", locked10d)
+	if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+		t.Errorf("of a longer lock: wait %s, error %v", wait, err)
+	}
+}
+
 // A BackupBucket that waits for its entries still guards their backups.
 func TestBucketIsDefendedWhileItsDeletionWaits(t *testing.T) {
 	h := newHarness(t)
@@ -536,7 +608,7 @@ func TestBucketVerifyDoesNotFollowAChangedSecretRef(t *testing.T) {
 			h.cloud.put("b", locked4d)
 			h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), set(int64(2), "metadata", "generation"))
 			prepare(h)
-			if _, err := h.passBucket("b"); !errors.Is(err, errSpecUnseen) {
+			if _, err := h.passBucket("b"); !errors.Is(err, errNotDefended) {
 				t.Errorf("error %v", err)
 			}
 			if changes := h.storeChanges(); len(changes) > 0 {
@@ -796,7 +868,7 @@ func TestBucketLostIsMadeAnew(t *testing.T) {
 			if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
 				t.Errorf("the bucket has %v", got)
 			}
-			h.wantEvents("BucketCreated", "PolicyLocked", "BucketLost")
+			h.wantEvents("BucketCreated", "BucketLost", "PolicyLocked")
 			h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
 			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
 		})

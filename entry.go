@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -58,7 +57,8 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 
 // ensure makes the etcd-backup secret what it should be. New entries take 5 API
 // requests, unchanged ones 4.
-func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) error {
+func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) (err error) {
+	defer r.wantAgain(&e.object, &err)
 	if err := r.resource.claim(ctx, &e.object, e.operation() != operationRestore); err != nil {
 		return err
 	}
@@ -71,8 +71,8 @@ func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType ope
 	if e.operation() != operationRestore {
 		return nil
 	}
-	// With an optimistic lock: the client may have asked for the next operation meanwhile.
-	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
+	// With an optimistic lock: the client may ask for the next operation meanwhile.
+	_, err = r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
 		"annotations": map[string]any{annotationOperation: nil}, "resourceVersion": e.ResourceVersion}})
 	return ignoreNotFound(err)
 }
@@ -228,37 +228,13 @@ func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
 	if err := r.resource.success(ctx, &e.object, operationTypeMigrate, "The BackupEntry can be handed over", nil); err != nil {
 		return err
 	}
-	if err := r.releaseSecret(ctx, e); err != nil {
+	if err := r.releaseSecret(ctx, &e.object); err != nil {
 		return r.resource.failure(ctx, &e.object, operationTypeMigrate, err, nil)
 	}
 	// Without a lock: gardenlet deletes the entry as soon as it sees Succeeded.
 	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
 		"annotations": map[string]any{annotationOperation: nil}, "finalizers": nil}})
 	return ignoreNotFound(err)
-}
-
-// releaseSecret removes our finalizer from the credentials, unless another entry lives
-// on them.
-func (r *entryReconciler) releaseSecret(ctx context.Context, e *backupEntry) error {
-	sharing, err := r.objects.ByIndex(indexSecret, e.SecretRef.String())
-	if err != nil {
-		return fmt.Errorf("looking up the users of secret %s: %w", e.SecretRef, err)
-	}
-	for _, obj := range sharing {
-		other, ok := obj.(*backupEntry)
-		if !ok || other.Name == e.Name || !other.hasFinalizer(finalizerBackupEntry) || !r.admission.responsible(&other.object) {
-			continue
-		}
-		// It may be going as well, and its finalizer be gone already.
-		u, err := r.resource.live(ctx, &other.object)
-		if err != nil {
-			return err
-		}
-		if u != nil && slices.Contains(u.GetFinalizers(), finalizerBackupEntry) {
-			return nil
-		}
-	}
-	return r.secrets.release(ctx, e.SecretRef)
 }
 
 // backupPrefix is where the objects of an entry lie in its bucket. The slash keeps
@@ -320,7 +296,7 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 	if err := r.resource.success(ctx, &e.object, operationTypeDelete, "The BackupEntry can be released", nil); err != nil {
 		return 0, err
 	}
-	if err := r.releaseSecret(ctx, e); err != nil {
+	if err := r.releaseSecret(ctx, &e.object); err != nil {
 		return 0, r.resource.failure(ctx, &e.object, operationTypeDelete, err, nil)
 	}
 	return 0, r.resource.release(ctx, &e.object)

@@ -1017,3 +1017,53 @@ func TestBackupPrefix(t *testing.T) {
 		}
 	}
 }
+
+// An event that meets a stale cache is not lost.
+func TestEntryWantedOnAStaleCache(t *testing.T) {
+	h := newHarness(t)
+	h.admission.ignoreOperationAnnotation = true
+	h.putNamespace(testNamespace, false)
+	h.putEntry(testEntry, true)
+	h.sync()
+	c := h.entries.resource.controller
+	c.reconcile = h.entries.reconcile
+	key := cache.ObjectName{Name: testEntry}
+	c.wrote(key, "999999")
+	c.want(key)
+	if again, err, _ := c.safely(t.Context(), key); again != staleRetry || err != nil {
+		t.Fatalf("again %s, error %v", again, err)
+	}
+	if !c.takeWanted(key) {
+		t.Error("the event is forgotten")
+	}
+}
+
+// What the client asks for during a restore is left to the next pass.
+func TestEntryRestoreKeepsANewerOperation(t *testing.T) {
+	h := newHarness(t)
+	h.putNamespace(testNamespace, false)
+	h.putEntry(testEntry, false, withOperation(operationRestore))
+	h.on("create", "secrets", 1, func() error {
+		h.edit(entriesGVR, testEntry, withOperation(operationMigrate))
+		return nil
+	})
+	if _, err := h.passEntry(testEntry); err != nil {
+		t.Error(err)
+	}
+	if got := h.get(entriesGVR, testEntry).GetAnnotations()[annotationOperation]; got != operationMigrate {
+		t.Errorf("operation %q", got)
+	}
+}
+
+// Of two entries that go at once, one releases the secret.
+func TestEntrySharedCredentialsAreReleasedByOne(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingEntry(testEntry)
+	h.putEntry("shoot--p--other--u", true, deleting, withLast(operationTypeDelete, stateSucceeded, "done"))
+	if _, err := h.passEntry(testEntry); err != nil {
+		t.Error(err)
+	}
+	if held := h.secret("garden", "entry").Finalizers; len(held) > 0 {
+		t.Errorf("finalizers %v", held)
+	}
+}

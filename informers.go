@@ -189,8 +189,20 @@ func (d *decoder) has(path ...string) bool {
 
 var hashSeed = maphash.MakeSeed()
 
-// readAnnotations are the only annotations kept in memory.
-var readAnnotations = []string{annotationOperation, annotationTimestamp}
+// keptAnnotations are the only annotations that are read.
+func keptAnnotations(u *unstructured.Unstructured) map[string]string {
+	var kept map[string]string
+	all := u.GetAnnotations()
+	for _, key := range []string{annotationOperation, annotationTimestamp} {
+		if value, ok := all[key]; ok {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[key] = value
+		}
+	}
+	return kept
+}
 
 func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) {
 	d := &decoder{content: u.Object}
@@ -214,14 +226,7 @@ func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) 
 	for _, f := range u.GetFinalizers() {
 		o.Finalizers = append(o.Finalizers, unique.Make(f).Value())
 	}
-	for _, key := range readAnnotations {
-		if value, ok := u.GetAnnotations()[key]; ok {
-			if o.Annotations == nil {
-				o.Annotations = map[string]string{}
-			}
-			o.Annotations[key] = value
-		}
-	}
+	o.Annotations = keptAnnotations(u)
 	o.ObservedGeneration = d.int64("status", "observedGeneration")
 	if d.has("status", "lastOperation") {
 		o.LastOperation = &lastOperation{

@@ -215,7 +215,7 @@ func (c *controller) safely(ctx context.Context, key cache.ObjectName) (again ti
 	wanted := c.takeWanted(key)
 	done := false
 	defer func() {
-		if wanted && (!done || err != nil) {
+		if wanted && (!done || err != nil || again == staleRetry) {
 			c.want(key)
 		}
 	}()

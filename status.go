@@ -147,7 +147,8 @@ const fieldManager = "bucketwarden"
 // writeTimeout bounds a status write; it must happen even if the pass ran out of time.
 const writeTimeout = 15 * time.Second
 
-// patch makes a merge patch. o is the pass's own copy: its resourceVersion follows.
+// patch makes a merge patch. o is the pass's own copy: its resourceVersion and annotations
+// follow, so that a new wish of the client's is seen.
 func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any, subresources ...string) (*unstructured.Unstructured, error) {
 	data, err := json.Marshal(patch)
 	if err != nil {
@@ -157,7 +158,7 @@ func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]
 	if err != nil {
 		return nil, fmt.Errorf("patching %s %s: %w", c.kind, o.Name, err)
 	}
-	o.ResourceVersion = u.GetResourceVersion()
+	o.ResourceVersion, o.Annotations = u.GetResourceVersion(), keptAnnotations(u)
 	// One that this write let go may be forgotten already.
 	if u.GetDeletionTimestamp() == nil || len(u.GetFinalizers()) > 0 {
 		c.controller.wrote(cache.MetaObjectToName(o), u.GetResourceVersion())
