@@ -1,6 +1,7 @@
 # Every target does its own set-up. Downloads and builds are cached outside the
 # repository: in Go's caches and in $BUCKETWARDEN_CACHE (default: the user's cache
 # directory).
+CACHE = $(or $(BUCKETWARDEN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bucketwarden)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: build demo test test-unit test-e2e bench lint
@@ -9,7 +10,9 @@ build: ## the daemon, as ./bucketwarden
 	CGO_ENABLED=0 go build -trimpath -ldflags=-s -o bucketwarden .
 
 demo: ## watch it work on a real API server and a real S3 server; ONCE=1 ends after the story
-	cd test && go run ./cmd/demo $(if $(ONCE),--once)
+	@mkdir -p $(CACHE)
+	cd test && go build -o $(CACHE)/demo ./cmd/demo
+	@$(CACHE)/demo $(if $(ONCE),--once)
 
 test: test-unit test-e2e ## everything; takes about 10 minutes the first time
 
