@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,14 +82,9 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 	if err := validateEntry(e); err != nil {
 		return err
 	}
-	started := false
-	start := func() error {
-		if started {
-			return nil
-		}
-		started = true
+	start := sync.OnceValue(func() error {
 		return r.resource.processing(ctx, &e.object, opType, "Writing the etcd-backup secret")
-	}
+	})
 	source, err := r.credentials(ctx, e, start)
 	if err != nil {
 		return err

@@ -552,7 +552,7 @@ func TestS3Observe(t *testing.T) {
 		"absent, but no lock": {lock: "ObjectLockConfigurationNotFoundError", prepare: func(f *fakeS3) {
 			f.refuse("HeadBucket", -1, http.StatusNotFound, "", "")
 		}, calls: withHead},
-		"not implemented":        {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 501, "NotImplemented", "") }, want: BucketState{Exists: true}, calls: withHead},
+		"answers 501":            {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 501, "NotImplemented", "") }, want: BucketState{Exists: true}, calls: withHead},
 		"method not allowed":     {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 405, "", "") }, want: BucketState{Exists: true}, calls: withHead},
 		"subresource is ignored": {lock: "<ListBucketResult><Name>backups</Name></ListBucketResult>", want: BucketState{Exists: true}, calls: withHead},
 		"foreign": {aws: true, prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
