@@ -19,9 +19,9 @@ test: test-unit test-e2e ## everything; takes about 10 minutes the first time
 test-unit:
 	KUBE_CACHE_MUTATION_DETECTOR=true go test -race ./...
 
+# The daemon is no input that go test knows of: -count=1 keeps it from using old results.
 test-e2e:
 	cd test && go run ./cmd/setup
-	# The daemon is no input that go test knows of: -count=1 keeps it from using old results.
 	cd test && go test -count=1 -race -timeout 30m -v ./...
 
 bench: ## the numbers of docs/benchmark.md
