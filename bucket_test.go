@@ -1193,10 +1193,30 @@ func TestBucketInterruptedReconcileIsMadeUpFor(t *testing.T) {
 	if h.record() != locked4d {
 		t.Errorf("recorded %v", h.record())
 	}
+	if changes := h.storeChanges(); !slices.Contains(changes, "store b Harden") {
+		t.Errorf("it was only verified: %q", changes)
+	}
 	if _, err := h.passBucket("b"); err != nil {
 		t.Error(err)
 	}
 	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
+}
+
+// A reconcile that ends without a status, as at a shutdown, is not lost with its annotation.
+func TestBucketReconcileIsWantedUntilItIsDone(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{})
+	h.cloud.fail["Observe"] = context.Canceled
+	h.putBucket(true, withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	if s := h.status(bucketsGVR, "b"); s.State != string(stateSucceeded) {
+		t.Errorf("state %s", s.State)
+	}
+	if !h.buckets.resource.controller.takeWanted(cache.ObjectName{Name: "b"}) {
+		t.Error("the reconcile is forgotten")
+	}
 }
 
 func TestBucketLeftAlone(t *testing.T) {
@@ -1213,18 +1233,28 @@ func TestBucketLeftAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)
 			h.putBucket(true, test.edit)
+			c, key := h.buckets.resource.controller, cache.ObjectName{Name: "b"}
+			c.want(key)
 			if wait, err := h.passBucket("b"); err != nil || wait != test.wait {
 				t.Errorf("wait %s, error %v", wait, err)
 			}
 			h.wantNothing()
+			if forgotten := !c.takeWanted(key); forgotten != strings.HasPrefix(name, "other") {
+				t.Errorf("it is forgotten: %t", forgotten)
+			}
 		})
 	}
 	t.Run("unknown", func(t *testing.T) {
 		h := newHarness(t)
+		c, key := h.buckets.resource.controller, cache.ObjectName{Name: "b"}
+		c.want(key)
 		if wait, err := h.passBucket("b"); err != nil || wait != 0 {
 			t.Errorf("wait %s, error %v", wait, err)
 		}
 		h.wantNothing()
+		if c.takeWanted(key) {
+			t.Error("it is not forgotten")
+		}
 	})
 	t.Run("stale cache", func(t *testing.T) {
 		h := newHarness(t)
@@ -1481,6 +1511,12 @@ func TestBucketDeleteWaitsForRetention(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantNothing()
+
+	// Somebody knows better, of a legal hold that is gone for instance.
+	h.edit(bucketsGVR, "b", withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err != nil || len(h.storeCalls()) == 0 {
+		t.Errorf("asked for a reconcile, the pass did %q, error %v", h.trace, err)
+	}
 
 	// Due, but the store is not done: the status says so again.
 	key := cache.ObjectName{Name: "b"}

@@ -787,6 +787,11 @@ func TestEntryDeleteWaitsForRetention(t *testing.T) {
 	}
 	h.wantNothing()
 
+	h.edit(entriesGVR, testEntry, withOperation(operationReconcile))
+	if _, err := h.passEntry(testEntry); err != nil || len(h.storeCalls()) == 0 {
+		t.Errorf("asked for a reconcile, the pass did %q, error %v", h.trace, err)
+	}
+
 	key := cache.ObjectName{Name: testEntry}
 	h.entries.resource.controller.waitUntil(key, testStart)
 	if wait, err := h.passEntry(testEntry); err != nil || wait <= 0 {
@@ -1065,5 +1070,19 @@ func TestEntrySharedCredentialsAreReleasedByOne(t *testing.T) {
 	}
 	if held := h.secret("garden", "entry").Finalizers; len(held) > 0 {
 		t.Errorf("finalizers %v", held)
+	}
+}
+
+// A reconcile that ends without a status, as at a shutdown, is not lost with its annotation.
+func TestEntryReconcileIsWantedUntilItIsDone(t *testing.T) {
+	h := newHarness(t)
+	h.putNamespace(testNamespace, false)
+	h.putEntry(testEntry, true, withOperation(operationReconcile))
+	h.answer("get", "secrets", 1, context.Canceled)
+	if _, err := h.passEntry(testEntry); err == nil {
+		t.Error("no error")
+	}
+	if !h.entries.resource.controller.takeWanted(cache.ObjectName{Name: testEntry}) {
+		t.Error("the reconcile is forgotten")
 	}
 }

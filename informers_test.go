@@ -364,6 +364,7 @@ func TestAdmitUpdate(t *testing.T) {
 		{"status changed", object{statusHash: 1}, object{statusHash: 2}, false, false},
 		{"deletion asked for", object{ObjectMeta: meta(1, "", false)}, object{ObjectMeta: meta(2, "", true)}, true, true},
 		{"deletion confirmed again", object{ObjectMeta: meta(2, "", true)}, object{ObjectMeta: meta(2, "", true)}, true, false},
+		{"deletion and our own status in one relist", object{ObjectMeta: meta(1, "", false), statusHash: 1}, object{ObjectMeta: meta(2, "", true), statusHash: 2}, true, true},
 		{"our own status while deleting", object{ObjectMeta: meta(2, "", true), statusHash: 1}, object{ObjectMeta: meta(2, "", true), statusHash: 2}, false, false},
 	}
 	for _, test := range tests {

@@ -1211,6 +1211,7 @@ func TestS3Purge(t *testing.T) {
 		return true
 	}
 	old, young := until.Add(-time.Hour), until
+	justOver := time.Now().Add(-time.Minute).UTC().Truncate(time.Second)
 	objects := []fakeS3Object{
 		{key: "a/1", id: "1", size: 3, modified: old}, {key: "a/2", id: "1", size: 5, modified: young}, {key: "a/3", id: "1", size: 7}, {key: "a/3", id: "2", marker: true, modified: young.Add(time.Hour)},
 	}
@@ -1234,6 +1235,9 @@ func TestS3Purge(t *testing.T) {
 		"retained by MinIO": {codes: map[string]string{"a/2": "InvalidRequest"}, prepare: func(f *fakeS3) {
 			f.on["GetObjectRetention"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool { return retained(w, until) }
 		}, want: PurgeResult{Deleted: 3, DeletedBytes: 10, Retained: 1, RetainedBytes: 5, RetainedUntil: until}, deletes: 1},
+		"retained by a clock behind ours": {codes: map[string]string{"a/2": "AccessDenied"}, prepare: func(f *fakeS3) {
+			f.on["GetObjectRetention"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool { return retained(w, justOver) }
+		}, want: PurgeResult{Deleted: 3, DeletedBytes: 10, Retained: 1, RetainedBytes: 5, RetainedUntil: justOver}, deletes: 1},
 		"legal hold": {codes: map[string]string{"a/2": "AccessDenied"}, prepare: func(f *fakeS3) {
 			f.on["GetObjectLegalHold"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
 				_, _ = io.WriteString(w, "<LegalHold><Status>ON</Status></LegalHold>")
