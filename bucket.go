@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
@@ -101,14 +102,17 @@ func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
 	return r.secrets.release(ctx, o.SecretRef)
 }
 
-func (r *reconciler) openStore(o *object, bucket string, secret *corev1.Secret) (Store, error) {
-	store, err := r.stores.open(r.admission.stores[o.Type], bucketRef{Name: bucket, Region: o.Region}, secret.Data)
+// storeKind is the kind of store that an object we are responsible for lies on.
+func (r *reconciler) storeKind(o *object) storeKind { return r.admission.stores[o.Type] }
+
+// credentialsError names the secret in an error of a storeOpener about the credentials.
+func credentialsError(err error, secret *corev1.Secret) error {
 	var credentials *configError
 	var other *storeError
 	if errors.As(err, &credentials) && !errors.As(err, &other) {
-		return nil, fmt.Errorf("secret %s/%s: %w", secret.Namespace, secret.Name, err)
+		return fmt.Errorf("secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	return store, err
+	return err
 }
 
 // maxEventNote is events.k8s.io's limit for a note, in bytes.
@@ -221,7 +225,7 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 		return r.delete(ctx, b)
 	}
 	r.metrics.initBucket(b)
-	if !r.needsWork(&b.object, wanted) {
+	if !r.needsWork(&b.object, wanted) && !r.admission.rotationRequested(&b.object) {
 		return r.verify(ctx, b)
 	}
 	return r.ensure(ctx, b)
@@ -238,14 +242,17 @@ func bucketOperationType(b *backupBucket) operationType {
 // wish is what a pass wants the bucket's policy to be.
 type wish struct {
 	desired, recorded Policy
+	// config is the spec's, as far as it could be read.
+	config bucketConfig
 	// err says why the spec cannot be carried out. The recorded policy is then still
 	// defended: a broken spec must not open the door.
 	err error
 }
 
-func bucketWish(b *backupBucket) wish {
-	w := wish{recorded: recordedPolicy(b)}
-	w.desired, w.err = parsePolicy(b.Type, b.ProviderConfig)
+func (r *bucketReconciler) bucketWish(b *backupBucket) wish {
+	w := wish{recorded: recordedPolicy(b.ProviderStatus)}
+	w.config, w.err = parseConfig(r.storeKind(&b.object), b.Type, b.ProviderConfig)
+	w.desired = w.config.Policy
 	switch {
 	case b.decodeErr != nil:
 		w.err = configErrorf("the BackupBucket cannot be read: %v", b.decodeErr)
@@ -258,6 +265,28 @@ func bucketWish(b *backupBucket) wish {
 	return w
 }
 
+// openStore opens the bucket of a BackupBucket. On a store with accounts it reads the
+// generated secret as well (nil if there is none), which may name the account.
+func (r *bucketReconciler) openStore(ctx context.Context, b *backupBucket, secret *corev1.Secret, w wish) (Store, *corev1.Secret, error) {
+	kind := r.storeKind(&b.object)
+	ref := bucketRef{Name: b.Name, Region: b.Region, Recorded: w.recorded, Cloud: w.config.Cloud}
+	if w.config.Rotation != nil {
+		ref.KeyExpirationDays = w.config.Rotation.ExpirationDays
+	}
+	var generated *corev1.Secret
+	if kind == storeAzure {
+		var err error
+		if generated, err = r.secrets.generated(ctx, b); err != nil {
+			return nil, nil, err
+		}
+		if generated != nil {
+			ref.Account = string(generated.Data[dataKeyStorageAccount])
+		}
+	}
+	store, err := r.stores[kind].openStore(ref, secret.Data)
+	return store, generated, credentialsError(err, secret)
+}
+
 // ensure carries out the spec and writes the status.
 func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again time.Duration, err error) {
 	opType := bucketOperationType(b)
@@ -265,7 +294,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	if err := r.resource.claim(ctx, &b.object, true); err != nil {
 		return 0, err
 	}
-	w := bucketWish(b)
+	w := r.bucketWish(b)
 	if w.err != nil && w.recorded.None() {
 		return r.verifyInterval, r.resource.failure(ctx, &b.object, opType, w.err, nil)
 	}
@@ -324,7 +353,7 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		}
 		return r.verifyInterval, err
 	}
-	w := bucketWish(b)
+	w := r.bucketWish(b)
 	if w.err == nil {
 		setPolicyGauges(r.metrics.bucketDesiredLocked, r.metrics.bucketDesiredRetention, b.Name, w.desired)
 	}
@@ -352,9 +381,9 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 // defend verifies a bucket whose spec is not to be carried out: it has changed without a
 // reconcile, or the bucket is being deleted. What was recorded is still restored.
 func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
-	recorded := recordedPolicy(b)
-	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true,
-		wish: wish{desired: recorded, recorded: recorded}, start: func() error { return nil }}
+	w := r.bucketWish(b)
+	w.desired, w.err = w.recorded, nil
+	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true, wish: w, start: func() error { return nil }}
 	err := p.run(ctx)
 	conditions, ok := p.statusFields()["conditions"]
 	if !ok || len(b.Conditions) == 0 {
@@ -380,6 +409,8 @@ type bucketPass struct {
 	gaps     []string
 	hardened bool
 	recorded Policy
+	// generated is the generated secret, nil if there is none.
+	generated *corev1.Secret
 }
 
 // run compares the bucket with the wish and changes it until they agree. What it
@@ -401,15 +432,16 @@ func (p *bucketPass) run(ctx context.Context) error {
 			return err
 		}
 	}
-	store, err := p.openStore(&p.b.object, p.b.Name, secret)
+	store, generated, err := p.openStore(ctx, p.b, secret, p.wish)
 	if err != nil {
 		return err
 	}
+	p.generated = generated
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
 	existed, was := p.live.Exists, p.live.Policy
-	plan := planPolicy(p.wish.desired, was, p.wish.recorded)
+	plan := p.plan()
 	if !existed {
 		if p.defendOnly {
 			return errNotDefended
@@ -438,6 +470,11 @@ func (p *bucketPass) run(ctx context.Context) error {
 		}
 		p.hardened = true
 	}
+	if account, ok := store.(accountStore); ok && !p.defendOnly && (p.full || !existed || p.keyDue()) {
+		if err := p.ensureKeys(ctx, account); err != nil {
+			return err
+		}
+	}
 	// What a wish that is not the spec's would weaken is no fault of the spec.
 	if p.wish.err == nil && !p.defendOnly && plan.Refusal != nil {
 		return plan.Refusal
@@ -456,6 +493,9 @@ func (p *bucketPass) observe(ctx context.Context, store Store) error {
 		return err
 	}
 	p.live, p.observed = state, true
+	if state.Extensions != nil {
+		p.metrics.bucketExtensions.WithLabelValues(p.b.Name).Set(float64(*state.Extensions))
+	}
 	setPolicyGauges(p.metrics.bucketLocked, p.metrics.bucketRetention, p.b.Name, state.Policy)
 	p.metrics.bucketLastVerified.WithLabelValues(p.b.Name).SetToCurrentTime()
 	return nil
@@ -504,11 +544,25 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 	return nil
 }
 
+// plan is what the policy needs now.
+func (p *bucketPass) plan() Plan {
+	plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
+	if p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
+		return Plan{Refusal: refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
+	}
+	return plan
+}
+
+// extends says that the next step extends a locked policy.
+func (p *bucketPass) extends(plan Plan) bool {
+	return len(plan.Steps) > 0 && plan.Steps[0].Lock && p.live.Policy.Locked
+}
+
 // converge changes the policy one step at a time. After each step the cloud is asked
 // again, so a policy is locked only after it was read back, and on its current state.
 func (p *bucketPass) converge(ctx context.Context, store Store) error {
 	for range maxConvergeSteps {
-		plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
+		plan := p.plan()
 		if len(plan.Steps) == 0 {
 			p.record(plan)
 			return nil
@@ -532,6 +586,99 @@ func (p *bucketPass) converge(ctx context.Context, store Store) error {
 		}
 	}
 	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.wish.desired)
+}
+
+// keyDue says, without a request to the store, that the access keys need a look.
+func (p *bucketPass) keyDue() bool {
+	if p.generated == nil || len(p.generated.Data[dataKeyStorageKey]) == 0 || p.b.GeneratedSecretRef.Name == "" {
+		return true
+	}
+	created := keyCreated(p.generated)
+	p.setKeyCreated(created)
+	rotation := p.wish.config.Rotation
+	return rotation != nil && rotation.due(created, time.Now())
+}
+
+// keyCreated is when the key that a generated secret publishes was created; zero if that
+// is not known.
+func keyCreated(generated *corev1.Secret) time.Time {
+	created, err := time.Parse(time.RFC3339, generated.Annotations[annotationKeyCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return created
+}
+
+func (p *bucketPass) setKeyCreated(created time.Time) {
+	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name)
+	if created.IsZero() {
+		p.metrics.bucketKeyCreated.DeleteLabelValues(p.b.Name)
+		return
+	}
+	p.metrics.bucketKeyCreated.WithLabelValues(p.b.Name).Set(float64(created.Unix()))
+}
+
+// ensureKeys publishes the youngest access key of the account in the generated secret, and
+// rotates the keys if that is due. The request for a rotation is taken back after the
+// rotation and before the key is published: whenever the daemon stops in between, the next
+// pass sees a secret that lags and only publishes.
+func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
+	keys, err := store.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	published := ""
+	if p.generated != nil {
+		published = string(p.generated.Data[dataKeyStorageKey])
+	}
+	requested := p.admission.rotationRequested(&p.b.object)
+	publish, regenerate := planKeys(keys, published, p.wish.config.Rotation, requested, time.Now())
+	if regenerate != "" {
+		if publish, err = p.regenerateKey(ctx, store, regenerate); err != nil {
+			return err
+		}
+	}
+	if publish.Value == "" {
+		return configErrorf("the storage account of bucket %s has no access key that could be published", p.b.Name)
+	}
+	if requested {
+		// With an optimistic lock: the client may ask for the next rotation meanwhile.
+		_, err := p.resource.patch(ctx, &p.b.object, map[string]any{"metadata": map[string]any{
+			"annotations": map[string]any{annotationRotate: nil}, "resourceVersion": p.b.ResourceVersion}})
+		if err != nil {
+			return err
+		}
+	}
+	data := store.EntryCredentials(publish)
+	if p.generated == nil || publish.Value != published {
+		if err := p.start(); err != nil {
+			return err
+		}
+	}
+	if p.generated, err = p.secrets.publish(ctx, p.b, p.generated, data, publish.Created); err != nil {
+		return err
+	}
+	p.setKeyCreated(publish.Created)
+	return nil
+}
+
+// regenerateKey replaces a key that was read just before and returns the new one.
+func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name string) (accessKey, error) {
+	if err := p.start(); err != nil {
+		return accessKey{}, err
+	}
+	keys, err := store.RegenerateKey(ctx, name)
+	if err != nil {
+		return accessKey{}, err
+	}
+	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name).Inc()
+	klog.FromContext(ctx).Info("Regenerated an access key of the storage account", "key", name)
+	p.normal(p.b, "KeyRotated", "Rotate", "Regenerated access key %s of the storage account of bucket %s; it is published instead of the other one, which stays valid", name, p.b.Name)
+	i := slices.IndexFunc(keys, func(key accessKey) bool { return key.Name == name })
+	if i < 0 {
+		return accessKey{}, nil
+	}
+	return keys[i], nil
 }
 
 // readBackDelays are the pauses between reads of a changed policy: S3 may answer with the
@@ -570,6 +717,9 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 	p.metrics.bucketLocks.WithLabelValues(p.b.Name).Inc()
 	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
 	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
+	if p.live.Policy.Locked && p.live.Extensions != nil && *p.live.Extensions == 1 {
+		p.warn(p.b, "LastExtension", "Reconcile", "The policy of bucket %s was extended to %s; that was the last extension that the store allows", p.b.Name, step.Policy.Hours())
+	}
 	return nil
 }
 
@@ -593,7 +743,12 @@ func (p *bucketPass) record(plan Plan) {
 func (p *bucketPass) statusFields() map[string]any {
 	fields := map[string]any{}
 	if p.recorded != p.wish.recorded {
-		fields["providerStatus"] = providerStatus(p.b.Type, p.recorded)
+		fields["providerStatus"] = providerStatus(p.storeKind(&p.b.object), p.b.Type, p.recorded)
+	}
+	if p.generated != nil {
+		if ref := (types.NamespacedName{Namespace: p.generated.Namespace, Name: p.generated.Name}); ref != p.b.GeneratedSecretRef {
+			fields["generatedSecretRef"] = map[string]any{"namespace": ref.Namespace, "name": ref.Name}
+		}
 	}
 	if !p.observed {
 		return fields
@@ -637,36 +792,38 @@ func hardenedCondition(gaps []string) condition {
 // bucketStatus is status.providerStatus. gardenlet copies it into every BackupEntry and
 // reconciles them all when it changes, so it holds only facts that rarely do.
 type bucketStatus struct {
-	APIVersion   string              `json:"apiVersion"`
-	Kind         string              `json:"kind"`
-	Immutability *immutabilityConfig `json:"immutability,omitempty"`
+	configHeader
+	Immutability *s3Immutability `json:"immutability,omitempty"`
 }
 
+const bucketStatusKind = "BackupBucketStatus"
+
 // providerStatus records the policy that we set; null if there is none.
-func providerStatus(providerType string, p Policy) any {
+func providerStatus(kind storeKind, providerType string, p Policy) any {
 	if p.None() {
 		return nil
 	}
-	mode := modeGovernance
-	if p.Locked {
-		mode = modeCompliance
+	status := bucketStatus{
+		configHeader: configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind},
+		Immutability: &s3Immutability{immutabilityConfig: immutabilityConfig{RetentionType: "bucket", RetentionPeriod: p.Hours(), Locked: &p.Locked}},
 	}
-	return bucketStatus{
-		APIVersion: providerType + providerGroupSuffix + "/v1alpha1",
-		Kind:       "BackupBucketStatus",
-		Immutability: &immutabilityConfig{
-			RetentionType: "bucket", RetentionPeriod: p.Hours(), Locked: &p.Locked, Mode: mode},
+	if kind == storeS3 {
+		status.Immutability.Mode = modeGovernance
+		if p.Locked {
+			status.Immutability.Mode = modeCompliance
+		}
 	}
+	return status
 }
 
 // recordedPolicy reads back what providerStatus recorded. Whatever another controller
 // left there is no record of ours.
-func recordedPolicy(b *backupBucket) Policy {
+func recordedPolicy(raw []byte) Policy {
 	var status bucketStatus
-	if json.Unmarshal(b.ProviderStatus, &status) != nil || status.Kind != "BackupBucketStatus" || status.Immutability == nil {
+	if len(raw) == 0 || json.Unmarshal(raw, &status) != nil || status.Kind != bucketStatusKind {
 		return Policy{}
 	}
-	policy, err := status.Immutability.policy()
+	policy, err := status.Immutability.policy(max(s3MaxRetentionDays, azureMaxRetentionDays))
 	if err != nil {
 		return Policy{}
 	}
@@ -714,11 +871,17 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		return wait, r.resource.waiting(ctx, &b.object, opType,
 			fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user))
 	}
-	if err := r.resource.processing(ctx, &b.object, opType, "Deleting the bucket"); err != nil {
-		return 0, err
+	// A pass that only looks again at what is waited for has nothing new to tell.
+	if last := b.LastOperation; last == nil || last.Type != opType || last.State != stateProcessing {
+		if err := r.resource.processing(ctx, &b.object, opType, "Deleting the bucket"); err != nil {
+			return 0, err
+		}
 	}
 	if wait, err := remove(ctx, b); wait > 0 || err != nil {
 		return wait, err
+	}
+	if err := r.deleteGeneratedSecret(ctx, b); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
 	}
 	if opType == operationTypeDelete {
 		if err := r.resource.success(ctx, &b.object, opType, "The bucket is deleted", nil); err != nil {
@@ -732,26 +895,72 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 }
 
 // bucketToDelete opens the bucket of a BackupBucket after a fresh look at it; nil if there
-// is none of ours, which needs no deletion.
-func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, error) {
+// is nothing of ours, which needs no deletion.
+func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, BucketState, error) {
 	if err := checkSecretRef(b.SecretRef); err != nil {
-		return nil, r.bucketLeft(ctx, b, err)
+		return nil, BucketState{}, r.bucketLeft(ctx, b, err)
 	}
 	secret, err := r.secrets.get(ctx, b.SecretRef)
 	if err != nil {
-		return nil, err
+		return nil, BucketState{}, err
 	}
-	store, err := r.openStore(&b.object, b.Name, secret)
+	store, _, err := r.openStore(ctx, b, secret, r.bucketWish(b))
 	if err == nil {
 		var state BucketState
-		if state, err = store.Observe(ctx); err == nil && state.Exists {
-			return store, nil
+		if state, err = store.Observe(ctx); err == nil && (state.Exists || state.Remains) {
+			return store, state, nil
 		}
 	}
 	if errors.Is(err, errNotOurBucket) {
-		return nil, r.bucketLeft(ctx, b, err)
+		err = r.bucketLeft(ctx, b, err)
 	}
-	return nil, err
+	return nil, BucketState{}, err
+}
+
+// deleteGeneratedSecret deletes the generated secret of a bucket that is gone.
+func (r *bucketReconciler) deleteGeneratedSecret(ctx context.Context, b *backupBucket) error {
+	if r.storeKind(&b.object) != storeAzure {
+		return nil
+	}
+	generated, err := r.secrets.generated(ctx, b)
+	if err != nil || generated == nil {
+		return err
+	}
+	return r.secrets.deleteGenerated(ctx, generated)
+}
+
+// accountRetry is how soon the deletion of a resource group is looked at again.
+const accountRetry = 10 * time.Second
+
+// deleteAccount deletes what a bucket that is gone has lain in, if the store has that.
+func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, store Store, opType operationType) (time.Duration, error) {
+	account, ok := store.(accountStore)
+	if !ok {
+		return 0, nil
+	}
+	state, err := account.DeleteAccount(ctx)
+	if err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+	}
+	if state.Started {
+		r.metrics.accountsDeleted.Inc()
+		klog.FromContext(ctx).Info("Deleting the resource group")
+		r.normal(b, "ResourceGroupDeleted", "Delete", "Deleting resource group %s with the storage account of bucket %s", b.Name, b.Name)
+	}
+	if state.Started || state.Deleting {
+		return r.wait(ctx, b, opType, &waitError{reason: "the resource group is being deleted", after: accountRetry})
+	}
+	if state.Kept != "" {
+		klog.FromContext(ctx).Info("Kept the resource group or storage account", "reason", state.Kept)
+		r.warn(b, "ResourceGroupKept", "Delete", "The bucket is deleted, but: %s", state.Kept)
+	}
+	return 0, nil
+}
+
+// wait lets a deletion wait for what the store keeps.
+func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, wait *waitError) (time.Duration, error) {
+	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(wait.after))
+	return wait.after, r.resource.waiting(ctx, &b.object, opType, "The deletion waits: "+wait.reason)
 }
 
 // bucketLeft tells that a BackupBucket goes and a bucket of its name may stay.
@@ -774,16 +983,27 @@ func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, sto
 // deleteUnused deletes the bucket of a BackupBucket that never got ready, if it is empty.
 // It may be one that was there before and could not be adopted: what is in it is not ours.
 func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (time.Duration, error) {
-	store, err := r.bucketToDelete(ctx, b)
-	if store != nil {
-		if err = r.deleteEmpty(ctx, b, store); errors.Is(err, errBucketNotEmpty) {
-			err = r.bucketLeft(ctx, b, err)
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err), nil)
+	}
+	store, state, err := r.bucketToDelete(ctx, b)
+	if err != nil {
+		return fail(err)
+	}
+	if store == nil {
+		return 0, nil
+	}
+	if state.Exists {
+		err := r.deleteEmpty(ctx, b, store)
+		var wait *waitError
+		if errors.Is(err, errBucketNotEmpty) || errors.As(err, &wait) {
+			return 0, r.bucketLeft(ctx, b, err)
+		}
+		if err != nil {
+			return fail(err)
 		}
 	}
-	if err != nil {
-		err = r.resource.failure(ctx, &b.object, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err), nil)
-	}
-	return 0, err
+	return r.deleteAccount(ctx, b, store, operationTypeCreate)
 }
 
 // deleteBucket deletes the bucket with everything that is in it.
@@ -791,17 +1011,21 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 	fail := func(err error) (time.Duration, error) {
 		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
 	}
-	store, err := r.bucketToDelete(ctx, b)
+	store, state, err := r.bucketToDelete(ctx, b)
 	if err != nil {
 		return fail(err)
 	}
 	if store == nil {
 		return 0, nil
 	}
-	for {
+	for state.Exists {
 		err := r.deleteEmpty(ctx, b, store)
 		if err == nil {
-			return 0, nil
+			break
+		}
+		var wait *waitError
+		if errors.As(err, &wait) {
+			return r.wait(ctx, b, operationTypeDelete, wait)
 		}
 		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
@@ -816,6 +1040,7 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 			return fail(err)
 		}
 	}
+	return r.deleteAccount(ctx, b, store, operationTypeDelete)
 }
 
 // referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;

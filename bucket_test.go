@@ -140,7 +140,7 @@ func (h *harness) conditionOf(conditionType string) map[string]any {
 
 func (h *harness) record() Policy {
 	h.t.Helper()
-	return recordedPolicy(decodeBucket(h.get(bucketsGVR, "b")))
+	return recordedPolicy(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus)
 }
 
 var (

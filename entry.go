@@ -90,11 +90,11 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		return err
 	}
 	// What can't work is found before anything is written for the cluster.
-	if _, err := etcdBackupSecret(e, source, nil); err != nil {
+	if _, err := etcdBackupSecret(r.storeKind(&e.object), e, source, nil); err != nil {
 		return err
 	}
 	if !isWorkloadIdentity(source) {
-		if _, err := r.openStore(&e.object, e.BucketName, source); err != nil {
+		if _, err := r.openObjects(e, source); err != nil {
 			return err
 		}
 	}
@@ -156,7 +156,7 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 	client := r.secrets.client.CoreV1().Secrets(namespace)
 	name := namespace + "/" + etcdBackupName(e.Name)
 	create := func() error {
-		wanted, err := etcdBackupSecret(e, source, nil)
+		wanted, err := etcdBackupSecret(r.storeKind(&e.object), e, source, nil)
 		if err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 		if err != nil {
 			return fmt.Errorf("reading secret %s: %w", name, err)
 		}
-		wanted, err := etcdBackupSecret(e, source, existing)
+		wanted, err := etcdBackupSecret(r.storeKind(&e.object), e, source, existing)
 		if err != nil {
 			return err
 		}
@@ -341,9 +341,15 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	} else if !apierrors.IsNotFound(err) {
 		return PurgeResult{}, fmt.Errorf("reading BackupEntry %s: %w", sibling, err)
 	}
-	store, err := r.openStore(&e.object, e.BucketName, source)
+	objects, err := r.openObjects(e, source)
 	if err != nil {
 		return PurgeResult{}, err
 	}
-	return store.Purge(ctx, prefix)
+	return objects.Purge(ctx, prefix)
+}
+
+func (r *entryReconciler) openObjects(e *backupEntry, secret *corev1.Secret) (Objects, error) {
+	ref := bucketRef{Name: e.BucketName, Region: e.Region, Recorded: e.Recorded}
+	objects, err := r.stores[r.storeKind(&e.object)].openObjects(ref, secret.Data)
+	return objects, credentialsError(err, secret)
 }

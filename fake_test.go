@@ -75,11 +75,11 @@ func newHarness(t *testing.T) *harness {
 		dyn: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
 			bucketsGVR: kindBackupBucket + "List", entriesGVR: kindBackupEntry + "List"}),
 		metrics: newMetrics(),
-		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3},
+		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure},
 			classes: []string{defaultClass}},
 	}
 	h.recorder = &harnessRecorder{t: t}
-	h.cloud = &memStore{h: h, buckets: map[string]*memBucket{}, fail: map[string]error{}}
+	h.cloud = &memStore{h: h, buckets: map[string]*memBucket{}, accounts: map[string]*memAccount{}, fail: map[string]error{}}
 	h.core.PrependReactor("*", "*", h.serve(h.core.Tracker()))
 	h.dyn.PrependReactor("*", "*", h.serve(h.dyn.Tracker()))
 
@@ -90,7 +90,7 @@ func newHarness(t *testing.T) *harness {
 	index := func() cache.Indexer {
 		return cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{indexSecret: indexBySecret})
 	}
-	stores := stores{storeS3: h.cloud.open}
+	stores := stores{storeS3: h.cloud, storeAzure: memAzure{h.cloud}}
 	entryClient := &resourceClient{client: h.dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
 	h.entries = &entryReconciler{reconciler{
 		resource:  entryClient,
@@ -668,8 +668,13 @@ func (l harnessLogs) WithName(string) klog.LogSink             { return l }
 
 // memStore is an object store in memory.
 type memStore struct {
-	h       *harness
-	buckets map[string]*memBucket
+	h        *harness
+	buckets  map[string]*memBucket
+	accounts map[string]*memAccount
+	// failLate: RegenerateKey fails after it has regenerated the key.
+	failLate bool
+	// generation counts regenerated keys.
+	generation int
 	// fail makes a method fail, by its name.
 	fail map[string]error
 	// gaps is what Harden answers.
@@ -711,18 +716,146 @@ func (s *memStore) put(name string, p Policy) *memBucket {
 	return b
 }
 
-// open implements openStoreFunc.
-func (s *memStore) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
+// openStore implements storeOpener.
+func (s *memStore) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
+	if err := checkS3Credentials(credentials); err != nil {
+		return nil, err
+	}
+	return s.client(ref)
+}
+
+// openObjects implements storeOpener.
+func (s *memStore) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	return s.openStore(ref, credentials)
+}
+
+func (s *memStore) client(ref bucketRef) (*memClient, error) {
 	if err := s.fail["open"]; err != nil {
 		return nil, err
 	}
 	if ref.Name == "" {
 		return nil, &storeError{code: codeConfigurationProblem, err: fmt.Errorf("the store allows no such name: %w", errNotOurBucket)}
 	}
-	if err := checkS3Credentials(credentials); err != nil {
+	return &memClient{memStore: s, ref: ref}, nil
+}
+
+// memAzure is a memStore whose buckets lie in accounts.
+type memAzure struct{ *memStore }
+
+// openStore implements storeOpener.
+func (s memAzure) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
+	if len(credentials["clientSecret"]) == 0 {
+		return nil, configErrorf("the credentials secret lacks clientSecret")
+	}
+	client, err := s.client(ref)
+	return &memAccountClient{client}, err
+}
+
+// openObjects implements storeOpener.
+func (s memAzure) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	if len(credentials[dataKeyStorageKey]) == 0 {
+		return nil, configErrorf("the credentials secret lacks %s", dataKeyStorageKey)
+	}
+	return s.client(ref)
+}
+
+// memAccount is what a bucket of memAzure lies in.
+type memAccount struct {
+	keys  []accessKey
+	group memGroup
+}
+
+type memGroup int
+
+const (
+	groupExists memGroup = iota
+	groupDeleting
+	groupKept
+)
+
+// memAccountClient is the accountStore of one bucket.
+type memAccountClient struct{ *memClient }
+
+func (c *memAccountClient) account() *memAccount {
+	a := c.accounts[c.ref.Name]
+	if a == nil {
+		c.h.t.Fatalf("bucket %s has no account", c.ref.Name)
+	}
+	return a
+}
+
+func (c *memAccountClient) Observe(ctx context.Context) (BucketState, error) {
+	state, err := c.memClient.Observe(ctx)
+	state.Remains = !state.Exists && c.accounts[c.ref.Name] != nil
+	return state, err
+}
+
+func (c *memAccountClient) Create(ctx context.Context, immutable bool) error {
+	err := c.memClient.Create(ctx, immutable)
+	if err == nil && c.accounts[c.ref.Name] == nil {
+		c.putAccount(c.ref.Name)
+	}
+	return err
+}
+
+// putAccount makes an account with two keys of the same age.
+func (s *memStore) putAccount(bucket string) *memAccount {
+	a := &memAccount{keys: []accessKey{
+		{Name: "key1", Value: secretMarker + "-key1-1", Created: testStart},
+		{Name: "key2", Value: secretMarker + "-key2-1", Created: testStart}}}
+	s.accounts[bucket] = a
+	return a
+}
+
+func (c *memAccountClient) Keys(context.Context) ([]accessKey, error) {
+	if err := c.call("Keys", ""); err != nil {
 		return nil, err
 	}
-	return &memClient{memStore: s, ref: ref}, nil
+	return slices.Clone(c.account().keys), nil
+}
+
+func (c *memAccountClient) RegenerateKey(_ context.Context, name string) ([]accessKey, error) {
+	err := c.call("RegenerateKey", name)
+	if err != nil && !c.failLate {
+		return nil, err
+	}
+	a := c.account()
+	i := slices.IndexFunc(a.keys, func(k accessKey) bool { return k.Name == name })
+	if i < 0 {
+		c.h.t.Fatalf("RegenerateKey of %q", name)
+	}
+	c.generation++
+	a.keys[i].Value = fmt.Sprintf("%s-%s-new%d", secretMarker, name, c.generation)
+	a.keys[i].Created = time.Now().Add(time.Duration(c.generation) * time.Millisecond)
+	return slices.Clone(a.keys), err
+}
+
+func (c *memAccountClient) EntryCredentials(key accessKey) map[string][]byte {
+	account := c.ref.Account
+	if account == "" {
+		account = "derived"
+	}
+	return map[string][]byte{dataKeyStorageAccount: []byte(account), dataKeyStorageKey: []byte(key.Value), dataKeyDomain: []byte("blob.example.com")}
+}
+
+func (c *memAccountClient) DeleteAccount(context.Context) (AccountState, error) {
+	if err := c.call("DeleteAccount", ""); err != nil {
+		return AccountState{}, err
+	}
+	if c.buckets[c.ref.Name] != nil {
+		c.h.t.Errorf("DeleteAccount of bucket %s, which exists", c.ref.Name)
+	}
+	a := c.accounts[c.ref.Name]
+	switch {
+	case a == nil:
+		return AccountState{}, nil
+	case a.group == groupKept:
+		return AccountState{Kept: "the resource group holds something else."}, nil
+	case a.group == groupDeleting:
+		return AccountState{Deleting: true}, nil
+	}
+	a.group = groupDeleting
+	return AccountState{Started: true}, nil
 }
 
 // memClient is the Store of one bucket.

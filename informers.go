@@ -35,9 +35,14 @@ const (
 
 	// Annotations and operations of gardener/gardener
 	// pkg/apis/core/v1beta1/constants/types_constants.go.
-	annotationOperation   = "gardener.cloud/operation"
-	annotationTimestamp   = "gardener.cloud/timestamp"
-	annotationShootUID    = "shoot.gardener.cloud/uid"
+	annotationOperation = "gardener.cloud/operation"
+	annotationTimestamp = "gardener.cloud/timestamp"
+	annotationShootUID  = "shoot.gardener.cloud/uid"
+	// annotationGeneratedSecretNamespace says where a BackupBucket's generated secret goes.
+	annotationGeneratedSecretNamespace = "backupbucket.extensions.gardener.cloud/generated-secret-namespace"
+	// annotationRotate asks for a rotation of a storage account's keys
+	// (gardener/gardener-extension-provider-azure pkg/azure/types.go).
+	annotationRotate      = "azure.provider.extensions.gardener.cloud/rotate"
 	operationReconcile    = "reconcile"
 	operationMigrate      = "migrate"
 	operationRestore      = "restore"
@@ -83,12 +88,17 @@ type backupBucket struct {
 	ProviderConfig []byte
 	ProviderStatus []byte
 	Conditions     []condition
+	// GeneratedSecretRef is status.generatedSecretRef; empty if there is none.
+	GeneratedSecretRef types.NamespacedName
 }
 
 // backupEntry is a BackupEntry of extensions.gardener.cloud/v1alpha1.
 type backupEntry struct {
 	object
 	BucketName string
+	// Recorded is the policy in spec.backupBucketProviderStatus, which the client copies
+	// from the BackupBucket's status.
+	Recorded Policy
 }
 
 // DeepCopyObject implements runtime.Object for events and client-go's cache mutation
@@ -193,7 +203,7 @@ var hashSeed = maphash.MakeSeed()
 func keptAnnotations(u *unstructured.Unstructured) map[string]string {
 	var kept map[string]string
 	all := u.GetAnnotations()
-	for _, key := range []string{annotationOperation, annotationTimestamp} {
+	for _, key := range []string{annotationOperation, annotationTimestamp, annotationGeneratedSecretNamespace, annotationRotate} {
 		if value, ok := all[key]; ok {
 			if kept == nil {
 				kept = map[string]string{}
@@ -245,7 +255,8 @@ func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) 
 
 func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 	o, d := decodeObject(u, kindBackupBucket)
-	b := &backupBucket{object: o, ProviderConfig: d.raw("spec", "providerConfig"), ProviderStatus: d.raw("status", "providerStatus")}
+	b := &backupBucket{object: o, ProviderConfig: d.raw("spec", "providerConfig"), ProviderStatus: d.raw("status", "providerStatus"),
+		GeneratedSecretRef: types.NamespacedName{Namespace: d.str("status", "generatedSecretRef", "namespace"), Name: d.str("status", "generatedSecretRef", "name")}}
 	if raw := d.raw("status", "conditions"); raw != nil {
 		d.note(json.Unmarshal(raw, &b.Conditions))
 	}
@@ -255,7 +266,7 @@ func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 
 func decodeEntry(u *unstructured.Unstructured) *backupEntry {
 	o, d := decodeObject(u, kindBackupEntry)
-	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName")}
+	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"), Recorded: recordedPolicy(d.raw("spec", "backupBucketProviderStatus"))}
 	e.decodeErr = d.err
 	return e
 }
@@ -341,16 +352,25 @@ func (a *admission) responsible(o *object) bool {
 	return ok && slices.Contains(a.classes, o.Class)
 }
 
-// onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go, with
-// two exceptions. An operation that was cut off right after its annotation had been
+// rotationRequested says that the client asks for new access keys.
+func (a *admission) rotationRequested(o *object) bool {
+	return o.Annotations[annotationRotate] == "true" && o.Kind == kindBackupBucket && a.stores[o.Type] == storeAzure
+}
+
+// onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go and, for
+// the rotation of keys, gardener/gardener-extension-provider-azure
+// pkg/controller/backupbucket/add.go, with two exceptions. An operation that was cut off right after its annotation had been
 // removed is taken up again at the next start. And our own status writes while migrate
 // or restore is still annotated are no events, or a failing one would be retried at once
 // instead of with backoff.
 func (a *admission) onAdd(o *object) bool {
-	return a.ignoreOperationAnnotation || isOperation(o.operation()) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
+	return a.ignoreOperationAnnotation || isOperation(o.operation()) || a.rotationRequested(o) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
 }
 
 func (a *admission) onUpdate(old, new *object) bool {
+	if a.rotationRequested(new) && !a.rotationRequested(old) {
+		return true
+	}
 	if a.ignoreOperationAnnotation {
 		return old.Generation != new.Generation
 	}

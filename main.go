@@ -62,12 +62,13 @@ type config struct {
 	metricsAddress            string
 	healthAddress             string
 	namespace                 string
+	azureCloudConfig          string
 	verbosity                 int
 }
 
 func (c *config) register(fs *flag.FlagSet) {
 	fs.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig `file`; default: in-cluster, else $KUBECONFIG")
-	fs.Var(&c.types, "type", "`NAME=STORE`: serve objects with spec.type NAME on STORE (s3); repeatable, replaces the defaults aws=s3, s3=s3 and S3=s3")
+	fs.Var(&c.types, "type", "`NAME=STORE`: serve objects with spec.type NAME on STORE (s3 or azure); repeatable, replaces the defaults aws=s3, s3=s3, S3=s3 and azure=azure")
 	fs.StringVar(&c.class, "class", defaultClass, "extension `classes` that this instance serves, comma separated")
 	fs.BoolVar(&c.ignoreOperationAnnotation, "ignore-operation-annotation", false, "react to generation, secret and namespace changes instead of the annotation gardener.cloud/operation")
 	fs.IntVar(&c.concurrentSyncs, "concurrent-syncs", 5, "workers per resource")
@@ -75,13 +76,14 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.IntVar(&c.verbosity, "v", 0, "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
+	fs.StringVar(&c.azureCloudConfig, "azure-cloud-config", "", "`file` with custom Azure clouds by name, in JSON; docs/azure.md describes it")
 	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its heartbeat lease; default: in the cluster that of its service account, else no heartbeat")
 }
 
 // complete fills in defaults and checks the rest.
 func (c *config) complete() error {
 	if len(c.types) == 0 {
-		c.types = typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3}
+		c.types = typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}
 	}
 	if c.concurrentSyncs < 1 {
 		return fmt.Errorf("--concurrent-syncs is %d, must be at least 1", c.concurrentSyncs)
@@ -134,8 +136,8 @@ func (t *typeFlag) Set(value string) error {
 	if !ok || name == "" {
 		return fmt.Errorf("%q is not NAME=STORE", value)
 	}
-	if storeKind(store) != storeS3 {
-		return fmt.Errorf("unknown store %q, must be %s", store, storeS3)
+	if kind := storeKind(store); kind != storeS3 && kind != storeAzure {
+		return fmt.Errorf("unknown store %q, must be %s or %s", store, storeS3, storeAzure)
 	}
 	if *t == nil {
 		*t = typeFlag{}
@@ -247,9 +249,13 @@ func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the client: %w", err)
 	}
+	clouds, err := loadAzureClouds(c.azureCloudConfig)
+	if err != nil {
+		return nil, fmt.Errorf("--azure-cloud-config: %w", err)
+	}
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})
 	d := &daemon{config: c, core: core, metrics: m, broadcaster: broadcaster}
-	return d, d.wire(dyn, meta, newStores(m), broadcaster.NewRecorder(runtime.NewScheme(), programName))
+	return d, d.wire(dyn, meta, newStores(m, clouds), broadcaster.NewRecorder(runtime.NewScheme(), programName))
 }
 
 // wire makes informers, controllers and reconcilers and connects them.

@@ -237,6 +237,8 @@ type mainTestStore struct{ Store }
 func (mainTestStore) Observe(context.Context) (BucketState, error) {
 	return BucketState{Exists: true}, nil
 }
+func (s mainTestStore) openStore(bucketRef, map[string][]byte) (Store, error)     { return s, nil }
+func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
 func (mainTestStore) Harden(context.Context) ([]string, error) { return nil, nil }
 
 func TestDaemon(t *testing.T) {
@@ -275,8 +277,7 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 				t.Fatal(err)
 			}
 			d := &daemon{config: c, core: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
-			open := func(bucketRef, map[string][]byte) (Store, error) { return mainTestStore{}, nil }
-			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), stores{storeS3: open}, d.broadcaster.NewRecorder(runtime.NewScheme(), programName)); err != nil {
+			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), stores{storeS3: mainTestStore{}}, d.broadcaster.NewRecorder(runtime.NewScheme(), programName)); err != nil {
 				t.Fatal(err)
 			}
 

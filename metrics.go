@@ -37,7 +37,11 @@ type metrics struct {
 	bucketDrift            *prometheus.CounterVec
 	bucketLocks            *prometheus.CounterVec
 	bucketRetained         *prometheus.GaugeVec
+	bucketExtensions       *prometheus.GaugeVec
+	bucketKeyCreated       *prometheus.GaugeVec
+	bucketKeyRotations     *prometheus.CounterVec
 	bucketsDeleted         prometheus.Counter
+	accountsDeleted        prometheus.Counter
 	refusals               *prometheus.CounterVec
 	purgedObjects          *prometheus.CounterVec
 	purgedBytes            *prometheus.CounterVec
@@ -76,9 +80,13 @@ func newMetrics() *metrics {
 	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, extended or restored locked.", "bucket")
 	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that the deletion of the bucket waits for.", "bucket")
+	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining", "How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
+	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds", "Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not know (Azure).", "bucket")
+	m.bucketKeyRotations = counter("bucketwarden_backupbucket_key_rotations_total", "Access keys regenerated (Azure).", "bucket")
 	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total", Help: "Buckets deleted from a store."})
-	m.registry.MustRegister(m.bucketsDeleted)
-	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would weaken a locked policy.", "bucket", "reason")
+	m.accountsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_accounts_total", Help: "Resource groups deleted with the storage account of a deleted bucket in them (Azure)."})
+	m.registry.MustRegister(m.bucketsDeleted, m.accountsDeleted)
+	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would weaken a locked policy, or extend it once more than the cloud allows.", "bucket", "reason")
 	m.purgedObjects = counter("bucketwarden_purged_objects_total", "Object versions and delete markers deleted from the bucket.", "bucket")
 	m.purgedBytes = counter("bucketwarden_purged_bytes_total", "Bytes of the object versions deleted from the bucket.", "bucket")
 	m.entryRetained = gauge("bucketwarden_backupentry_retained_objects", "Object versions under retention that the deletion of the BackupEntry waits for.", "bucket", "entry")
@@ -120,7 +128,8 @@ func (m *metrics) forgetBucket(bucket string) {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
-		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.refusals} {
+		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketExtensions,
+		m.bucketKeyCreated, m.bucketKeyRotations, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}
 }

@@ -53,7 +53,7 @@ type Step struct {
 
 // Refusal says why a wish is not carried out.
 type Refusal struct {
-	// Reason is disable, unlock or shorten; it is a metric label.
+	// Reason is disable, unlock, shorten or extend; it is a metric label.
 	Reason  string
 	Message string
 }
@@ -63,9 +63,11 @@ const (
 	reasonDisable = "disable"
 	reasonUnlock  = "unlock"
 	reasonShorten = "shorten"
+	// reasonExtend: no weakening, but the store allows no further extension.
+	reasonExtend = "extend"
 )
 
-var refusalReasons = []string{reasonDisable, reasonUnlock, reasonShorten}
+var refusalReasons = []string{reasonDisable, reasonUnlock, reasonShorten, reasonExtend}
 
 // Error makes a refusal the error of a reconcile.
 func (r *Refusal) Error() string { return r.Message }
@@ -144,6 +146,12 @@ func refuse(desired, floor Policy) *Refusal {
 	return r
 }
 
+// refuseExtension says why a locked policy cannot be extended any more.
+func refuseExtension(desired, live Policy) *Refusal {
+	return &Refusal{Reason: reasonExtend, Message: fmt.Sprintf("the bucket has a %s, spec.providerConfig asks for %s: "+
+		"Azure allows a locked policy to be extended only five times, and that has been done; write retentionPeriod: %s", live, desired, live.Hours())}
+}
+
 // configError is a mistake in the resource that its author can fix.
 type configError struct{ message string }
 
@@ -154,6 +162,10 @@ func configErrorf(format string, args ...any) error {
 }
 
 const (
+	// azureMaxRetentionDays: "between 1 and 146,000 days"
+	// (learn.microsoft.com/azure/storage/blobs/immutable-time-based-retention-policy-overview).
+	azureMaxRetentionDays int32 = 146000
+
 	backupBucketConfigKind = "BackupBucketConfig"
 	providerGroupSuffix    = ".provider.extensions.gardener.cloud"
 
@@ -161,71 +173,173 @@ const (
 	modeGovernance = "governance"
 )
 
-// immutabilityConfig is spec.providerConfig.immutability, in the format of
-// gardener-extension-provider-aws and -azure (pkg/apis/*/v1alpha1/types_backupbucket.go).
+// bucketConfig is what spec.providerConfig of a BackupBucket asks for.
+type bucketConfig struct {
+	Policy Policy
+	// Cloud is cloudConfiguration.name, empty if there is none.
+	Cloud string
+	// Rotation is nil if keys are not to be rotated by age.
+	Rotation *keyRotation
+}
+
+// keyRotation says when an account's access keys are rotated.
+type keyRotation struct {
+	Period time.Duration
+	// ExpirationDays is the account's key expiration policy, 0 if none is asked for.
+	ExpirationDays int32
+}
+
+// s3BucketConfig and azureBucketConfig are spec.providerConfig of a BackupBucket, in the
+// formats of gardener-extension-provider-aws and gardener-extension-provider-azure
+// (pkg/apis/*/v1alpha1/types_backupbucket.go).
+type s3BucketConfig struct {
+	configHeader
+	Immutability *s3Immutability `json:"immutability,omitempty"`
+}
+
+type azureBucketConfig struct {
+	configHeader
+	Immutability       *immutabilityConfig `json:"immutability,omitempty"`
+	CloudConfiguration *struct {
+		Name string `json:"name"`
+	} `json:"cloudConfiguration,omitempty"`
+	RotationConfig *rotationConfig `json:"rotationConfig,omitempty"`
+}
+
+type configHeader struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+}
+
+func (h *configHeader) header() configHeader { return *h }
+
+// immutabilityConfig is the part of spec.providerConfig.immutability that all stores have.
 type immutabilityConfig struct {
 	RetentionType   string `json:"retentionType"`
 	RetentionPeriod string `json:"retentionPeriod"`
 	Locked          *bool  `json:"locked,omitempty"`
-	Mode            string `json:"mode,omitempty"`
 }
 
-// s3BucketConfig is spec.providerConfig of a BackupBucket on S3.
-type s3BucketConfig struct {
-	APIVersion   string              `json:"apiVersion"`
-	Kind         string              `json:"kind"`
-	Immutability *immutabilityConfig `json:"immutability,omitempty"`
+type s3Immutability struct {
+	immutabilityConfig
+	Mode string `json:"mode,omitempty"`
 }
 
-// parsePolicy reads the wished policy from spec.providerConfig of a BackupBucket
-// with the given spec.type. Absent means none. Every error is a *configError
-// that names the field.
-func parsePolicy(providerType string, raw []byte) (Policy, error) {
+type rotationConfig struct {
+	RotationPeriodDays   int32  `json:"rotationPeriodDays"`
+	ExpirationPeriodDays *int32 `json:"expirationPeriodDays,omitempty"`
+}
+
+// parseConfig reads spec.providerConfig of a BackupBucket with the given spec.type, which
+// lies on the given kind of store. Absent means nothing is asked for. Every error is a
+// *configError that names the field; what could be read is returned with it.
+func parseConfig(kind storeKind, providerType string, raw []byte) (bucketConfig, error) {
 	if len(raw) == 0 || string(raw) == "null" {
-		return Policy{}, nil
+		return bucketConfig{}, nil
 	}
-	var config s3BucketConfig
-	strict, err := json.UnmarshalStrict(raw, &config)
+	if kind == storeAzure {
+		var c azureBucketConfig
+		if err := decodeConfig(providerType, raw, &c); err != nil {
+			return bucketConfig{}, err
+		}
+		return c.parse()
+	}
+	var c s3BucketConfig
+	if err := decodeConfig(providerType, raw, &c); err != nil {
+		return bucketConfig{}, err
+	}
+	policy, err := c.Immutability.policy(s3MaxRetentionDays)
+	return bucketConfig{Policy: policy}, err
+}
+
+// decodeConfig decodes strictly.
+func decodeConfig(providerType string, raw []byte, config interface{ header() configHeader }) error {
+	strict, err := json.UnmarshalStrict(raw, config)
 	if err != nil {
 		// encoding/json says the same with a typed error that names the field.
 		var mismatch *stdjson.UnmarshalTypeError
-		if errors.As(stdjson.Unmarshal(raw, &config), &mismatch) {
+		if errors.As(stdjson.Unmarshal(raw, config), &mismatch) {
 			path := strings.TrimSuffix("spec.providerConfig."+mismatch.Field, ".")
-			return Policy{}, configErrorf("%s must not be a JSON %s", path, mismatch.Value)
+			return configErrorf("%s must not be a JSON %s", path, mismatch.Value)
 		}
-		return Policy{}, configErrorf("spec.providerConfig cannot be decoded: %v", err)
+		return configErrorf("spec.providerConfig cannot be decoded: %v", err)
 	}
 	// Group and kind come first: with another kind, its fields are unknown as well.
-	want := providerType + providerGroupSuffix + "/v1alpha1"
-	if config.Kind != backupBucketConfigKind {
-		return Policy{}, configErrorf("spec.providerConfig.kind is %q, must be %q", config.Kind, backupBucketConfigKind)
+	want, have := providerType+providerGroupSuffix+"/v1alpha1", config.header()
+	if have.Kind != backupBucketConfigKind {
+		return configErrorf("spec.providerConfig.kind is %q, must be %q", have.Kind, backupBucketConfigKind)
 	}
-	if config.APIVersion != want {
-		return Policy{}, configErrorf("spec.providerConfig.apiVersion is %q, must be %q for spec.type %q", config.APIVersion, want, providerType)
+	if have.APIVersion != want {
+		return configErrorf("spec.providerConfig.apiVersion is %q, must be %q for spec.type %q", have.APIVersion, want, providerType)
 	}
 	if len(strict) > 0 {
-		return Policy{}, configErrorf("spec.providerConfig is not valid: %s", strings.ReplaceAll(errors.Join(strict...).Error(), "\n", ", "))
+		return configErrorf("spec.providerConfig is not valid: %s", strings.ReplaceAll(errors.Join(strict...).Error(), "\n", ", "))
 	}
-	if config.Immutability == nil {
-		return Policy{}, nil
-	}
-	return config.Immutability.policy()
+	return nil
 }
 
-func (c *immutabilityConfig) policy() (Policy, error) {
+func (c *azureBucketConfig) parse() (bucketConfig, error) {
+	config := bucketConfig{}
+	if c.CloudConfiguration != nil {
+		if config.Cloud = c.CloudConfiguration.Name; config.Cloud == "" {
+			return config, configErrorf("spec.providerConfig.cloudConfiguration.name is empty")
+		}
+	}
+	var err error
+	if config.Rotation, err = c.RotationConfig.rotation(); err != nil {
+		return config, err
+	}
+	config.Policy, err = c.Immutability.policy(azureMaxRetentionDays)
+	return config, err
+}
+
+// rotation applies the rules of gardener/gardener-extension-provider-azure
+// pkg/apis/azure/validation/backupbucket.go.
+func (c *rotationConfig) rotation() (*keyRotation, error) {
+	const path = "spec.providerConfig.rotationConfig."
+	if c == nil {
+		return nil, nil
+	}
+	if c.RotationPeriodDays < 2 {
+		return nil, configErrorf("%srotationPeriodDays is %d, must be at least 2", path, c.RotationPeriodDays)
+	}
+	rotation := &keyRotation{Period: time.Duration(c.RotationPeriodDays) * 24 * time.Hour}
+	if c.ExpirationPeriodDays != nil {
+		rotation.ExpirationDays = *c.ExpirationPeriodDays
+		if rotation.ExpirationDays <= c.RotationPeriodDays {
+			return nil, configErrorf("%sexpirationPeriodDays is %d, must be above rotationPeriodDays, which is %d", path, rotation.ExpirationDays, c.RotationPeriodDays)
+		}
+	}
+	return rotation, nil
+}
+
+func (c *immutabilityConfig) policy(limit int32) (Policy, error) {
 	const path = "spec.providerConfig.immutability."
+	if c == nil {
+		return Policy{}, nil
+	}
 	if c.RetentionType != "bucket" {
 		return Policy{}, configErrorf("%sretentionType is %q, must be \"bucket\"", path, c.RetentionType)
 	}
-	days, err := parseRetentionDays(path+"retentionPeriod", c.RetentionPeriod, s3MaxRetentionDays)
+	days, err := parseRetentionDays(path+"retentionPeriod", c.RetentionPeriod, limit)
 	if err != nil {
 		return Policy{}, err
 	}
-	// Neither mode nor locked means unlocked, the form that can be undone.
-	policy := Policy{Days: days}
+	// Unlocked is the form that can be undone.
+	return Policy{Days: days, Locked: c.Locked != nil && *c.Locked}, nil
+}
+
+func (c *s3Immutability) policy(limit int32) (Policy, error) {
+	const path = "spec.providerConfig.immutability."
+	if c == nil {
+		return Policy{}, nil
+	}
+	policy, err := c.immutabilityConfig.policy(limit)
+	if err != nil {
+		return Policy{}, err
+	}
 	switch mode := c.Mode; mode {
 	case "":
-		policy.Locked = c.Locked != nil && *c.Locked
 	case modeCompliance, modeGovernance:
 		policy.Locked = mode == modeCompliance
 		if c.Locked != nil && *c.Locked != policy.Locked {
@@ -257,4 +371,36 @@ func parseRetentionDays(path, value string, limit int32) (int32, error) {
 		return 0, configErrorf("%s is %s, the store allows at most %dh", path, value, int64(limit)*24)
 	}
 	return int32(period / day), nil
+}
+
+// planKeys says which access key the generated secret is to publish, and which one has to
+// be regenerated before and published instead; empty if none. published is the value that
+// the secret has, empty if there is no secret. It is pure.
+//
+// A secret that does not publish the youngest key means that a rotation was cut off after
+// the key had been regenerated: publishing ends it, rotating again would cut off everybody
+// who uses the key published so far.
+func planKeys(keys []accessKey, published string, rotation *keyRotation, requested bool, now time.Time) (publish accessKey, regenerate string) {
+	for _, key := range keys {
+		younger := key.Created.After(publish.Created)
+		if publish.Name == "" || younger || key.Created.Equal(publish.Created) && key.Value == published {
+			publish = key
+		}
+	}
+	due := rotation != nil && rotation.due(publish.Created, now)
+	if publish.Value != published || !requested && !due {
+		return publish, ""
+	}
+	oldest := accessKey{}
+	for _, key := range keys {
+		if key.Name != publish.Name && (oldest.Name == "" || key.Created.Before(oldest.Created)) {
+			oldest = key
+		}
+	}
+	return publish, oldest.Name
+}
+
+// due says whether a key created then is to be replaced; one of unknown age is.
+func (r *keyRotation) due(created, now time.Time) bool {
+	return created.IsZero() || !now.Before(created.Add(r.Period))
 }

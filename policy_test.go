@@ -220,7 +220,7 @@ func TestParsePolicy(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := parsePolicy("s3", []byte(test.raw))
+			got, err := policyTestParse("s3", []byte(test.raw))
 			if err != nil || got != test.want {
 				t.Errorf("got %v, %v; want %v", got, err, test.want)
 			}
@@ -287,7 +287,7 @@ func TestParsePolicyMistakes(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := parsePolicy("s3", []byte(test.raw))
+			got, err := policyTestParse("s3", []byte(test.raw))
 			if !got.None() {
 				t.Errorf("got %s with an error", got)
 			}
@@ -303,10 +303,16 @@ func TestParsePolicyMistakes(t *testing.T) {
 	}
 }
 
+// policyTestParse is parseConfig on S3, which knows no more than a policy.
+func policyTestParse(providerType string, raw []byte) (Policy, error) {
+	config, err := parseConfig(storeS3, providerType, raw)
+	return config.Policy, err
+}
+
 func TestParsePolicyNamesTheType(t *testing.T) {
 	for _, providerType := range []string{"aws", "s3", "S3"} {
 		raw := `{"apiVersion": "` + providerType + `.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketConfig"}`
-		if _, err := parsePolicy(providerType, []byte(raw)); err != nil {
+		if _, err := policyTestParse(providerType, []byte(raw)); err != nil {
 			t.Errorf("spec.type %s: %v", providerType, err)
 		}
 	}
@@ -346,7 +352,7 @@ func FuzzParsePolicy(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := parsePolicy("s3", raw)
+		got, err := policyTestParse("s3", raw)
 		if err != nil {
 			var mistake *configError
 			if !errors.As(err, &mistake) || !got.None() || got.Locked {
@@ -370,7 +376,7 @@ func TestParsePolicyMessagesAreReadable(t *testing.T) {
 		"{" + policyTestHeader + `, "immutability": "locked"}`,
 		"[]",
 	} {
-		_, err := parsePolicy("s3", []byte(raw))
+		_, err := policyTestParse("s3", []byte(raw))
 		if message := err.Error(); strings.ContainsAny(message, "\n") || strings.Contains(message, "Go ") || strings.Contains(message, "main.") {
 			t.Errorf("not one readable sentence: %s", message)
 		}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -36,6 +37,19 @@ const (
 	dataKeyToken      = "token"
 	dataKeyRegion     = "region"
 	dataKeyRoleARN    = "roleARN"
+
+	// Keys of the generated secret of an Azure bucket, which etcd-backup-restore reads
+	// (gardener/etcd-backup-restore pkg/snapstore/abs_snapstore.go).
+	dataKeyStorageAccount = "storageAccount"
+	dataKeyStorageKey     = "storageKey"
+	dataKeyDomain         = "domain"
+
+	// Names of gardener/gardener pkg/apis/core/v1beta1/constants/types_constants.go.
+	gardenNamespace       = "garden"
+	generatedSecretPrefix = "generated-bucket-"
+
+	// annotationKeyCreated tells when the published key was created, in RFC 3339.
+	annotationKeyCreated = "bucketwarden/key-created"
 )
 
 // secretMissingError says that spec.secretRef points nowhere. It carries no error code:
@@ -142,6 +156,69 @@ func (s *secrets) release(ctx context.Context, ref types.NamespacedName) error {
 	return ignoreNotFound(err)
 }
 
+// generatedSecretRef is where the generated secret of a BackupBucket goes
+// (gardener/gardener docs/extensions/resources/backupbucket.md).
+func generatedSecretRef(b *backupBucket) types.NamespacedName {
+	namespace := b.Annotations[annotationGeneratedSecretNamespace]
+	if namespace == "" {
+		namespace = gardenNamespace
+	}
+	return types.NamespacedName{Namespace: namespace, Name: generatedSecretPrefix + b.Name}
+}
+
+// generated reads a BackupBucket's generated secret; nil if there is none. It is the one
+// that the status refers to, if that is set: the annotation may have changed since.
+func (s *secrets) generated(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
+	ref := generatedSecretRef(b)
+	if b.GeneratedSecretRef.Name == ref.Name {
+		ref = b.GeneratedSecretRef
+	}
+	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return secret, wrapf(err, "reading the generated secret %s", ref)
+}
+
+// publish writes the generated secret of a BackupBucket with the given data, created says
+// when its key was. existing is the one that there is so far, nil if there is none; one in
+// another namespace is deleted. A secret that is as wanted is not written.
+func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1.Secret, data map[string][]byte, created time.Time) (*corev1.Secret, error) {
+	ref := generatedSecretRef(b)
+	wanted := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}, Type: corev1.SecretTypeOpaque, Data: data}
+	if !created.IsZero() {
+		wanted.Annotations = map[string]string{annotationKeyCreated: created.UTC().Format(time.RFC3339)}
+	}
+	if existing == nil || existing.Namespace != ref.Namespace {
+		secret, err := s.client.CoreV1().Secrets(ref.Namespace).Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager})
+		if err != nil {
+			return nil, fmt.Errorf("creating the generated secret %s: %w", ref, err)
+		}
+		if existing != nil {
+			err = s.deleteGenerated(ctx, existing)
+		}
+		return secret, err
+	}
+	wanted.Labels = existing.Labels
+	annotations := maps.Clone(existing.Annotations)
+	delete(annotations, annotationKeyCreated)
+	if wanted.Annotations == nil {
+		wanted.Annotations = map[string]string{}
+	}
+	maps.Copy(wanted.Annotations, annotations)
+	patch := replaceSecretPatch(existing, wanted)
+	if patch == nil {
+		return existing, nil
+	}
+	return wanted, s.patch(ctx, existing, patch)
+}
+
+// deleteGenerated deletes the generated secret as it was read; one that is gone is fine.
+func (s *secrets) deleteGenerated(ctx context.Context, secret *corev1.Secret) error {
+	err := s.client.CoreV1().Secrets(secret.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+	return wrapf(ignoreNotFound(err), "deleting the generated secret %s/%s", secret.Namespace, secret.Name)
+}
+
 func isWorkloadIdentity(secret *corev1.Secret) bool {
 	return secret.Labels[labelPurpose] == purposeTokenRequestor
 }
@@ -155,11 +232,11 @@ func etcdBackupName(entry string) string {
 	return etcdBackupSecretName
 }
 
-// etcdBackupSecret is the wanted etcd-backup secret of an entry. existing may be nil;
+// etcdBackupSecret is the wanted etcd-backup secret of an entry on a kind of store. existing may be nil;
 // of a workload identity it lends the token, which gardenlet's token requestor writes.
 // The rules are those of gardener/gardener
 // extensions/pkg/controller/backupentry/genericactuator/actuator.go.
-func etcdBackupSecret(e *backupEntry, source, existing *corev1.Secret) (*corev1.Secret, error) {
+func etcdBackupSecret(kind storeKind, e *backupEntry, source, existing *corev1.Secret) (*corev1.Secret, error) {
 	namespace, _ := splitEntryName(e.Name)
 	wanted := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -171,6 +248,10 @@ func etcdBackupSecret(e *backupEntry, source, existing *corev1.Secret) (*corev1.
 		Data: map[string][]byte{},
 	}
 	if isWorkloadIdentity(source) {
+		if kind != storeS3 {
+			return nil, configErrorf("secret %s/%s is one of a workload identity, which etcd-backup-restore does not support on Azure: it needs %s and %s, as the BackupBucket's generated secret has them",
+				source.Namespace, source.Name, dataKeyStorageAccount, dataKeyStorageKey)
+		}
 		if err := addWorkloadIdentity(wanted, source, existing); err != nil {
 			return nil, err
 		}
@@ -178,7 +259,9 @@ func etcdBackupSecret(e *backupEntry, source, existing *corev1.Secret) (*corev1.
 		maps.Copy(wanted.Data, source.Data)
 	}
 	wanted.Data[dataKeyBucketName] = []byte(e.BucketName)
-	wanted.Data[dataKeyRegion] = []byte(e.Region)
+	if kind == storeS3 {
+		wanted.Data[dataKeyRegion] = []byte(e.Region)
+	}
 	return wanted, nil
 }
 

@@ -629,7 +629,7 @@ func TestReleaseIsNotRemembered(t *testing.T) {
 }
 
 func TestFailureDescriptionIsBounded(t *testing.T) {
-	_, err := parsePolicy("s3", []byte(policyTestConfig(`"retentionPeriod": "`+strings.Repeat("x", 1<<20)+`"`)))
+	_, err := policyTestParse("s3", []byte(policyTestConfig(`"retentionPeriod": "`+strings.Repeat("x", 1<<20)+`"`)))
 	if got := failureDescription(kindBackupBucket, "seed", operationTypeCreate, err); len(got) > 4096 {
 		t.Errorf("%d bytes", len(got))
 	}

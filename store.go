@@ -2,18 +2,35 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"syscall"
 	"time"
 )
 
-// Store is one bucket on one object store, with the credentials of one secret.
-// Its methods may be called concurrently.
+// Objects is what lies in one bucket, reached with the credentials of one secret, that
+// of a BackupEntry or of a BackupBucket. Its methods may be called concurrently.
 //
 // Every error of the store is a *storeError. Requests are observed in
 // bucketwarden_store_request_duration_seconds by the implementation, one
 // observation for each HTTP request including the SDK's own retries.
+type Objects interface {
+	// Purge deletes every object version under prefix (all if it is empty) that
+	// is not retained. On an error the result says what was done until then.
+	// A bucket that does not exist is an empty one.
+	Purge(ctx context.Context, prefix string) (PurgeResult, error)
+}
+
+// Store is one bucket on one object store, with the credentials of a BackupBucket.
 type Store interface {
+	Objects
 	// Observe returns what the cloud itself says about the bucket. A bucket that
 	// does not exist is no error. One that belongs to somebody else, or lies in
 	// another region, is, so that it is never adopted: ERR_CONFIGURATION_PROBLEM, or
@@ -32,20 +49,56 @@ type Store interface {
 	// LockPolicy locks a policy, extends a locked one, or restores one that was
 	// weakened. Irreversible: the caller has observed the bucket right before.
 	LockPolicy(ctx context.Context, p Policy) error
-	// Purge deletes every object version under prefix (all if it is empty) that
-	// is not retained. On an error the result says what was done until then.
-	// A bucket that does not exist is an empty one.
-	Purge(ctx context.Context, prefix string) (PurgeResult, error)
 	// Delete deletes the empty bucket. One that is gone is no error; one that is not
-	// empty is errBucketNotEmpty.
+	// empty is errBucketNotEmpty; one that the store keeps for another reason that only
+	// time or somebody else can end, such as a legal hold, is a *waitError.
 	Delete(ctx context.Context) error
+}
+
+// accountStore is a Store whose bucket lies in an account of its own, with access keys
+// that the generated secret publishes for BackupEntries (Azure).
+type accountStore interface {
+	Store
+	// Keys reads the account's access keys, always in the same order.
+	Keys(ctx context.Context) ([]accessKey, error)
+	// RegenerateKey replaces a key, which ends the access of everybody who uses the old
+	// one, and returns all keys as they are then. Irreversible: the caller has read the
+	// keys right before.
+	RegenerateKey(ctx context.Context, name string) ([]accessKey, error)
+	// EntryCredentials is the data of the generated secret that publishes a key.
+	EntryCredentials(key accessKey) map[string][]byte
+	// DeleteAccount deletes the account and its resource group, unless they hold anything
+	// but the bucket, which is gone by now. It does not wait for the end: the caller comes
+	// back until the state is neither Started nor Deleting.
+	DeleteAccount(ctx context.Context) (AccountState, error)
+}
+
+// accessKey is a key of an account.
+type accessKey struct {
+	Name, Value string
+	// Created is zero where the store does not know.
+	Created time.Time
+}
+
+// AccountState is how far the deletion of an account is. The zero value: all is gone.
+type AccountState struct {
+	// Started: this call has asked for it. Deleting: it was under way already.
+	Started, Deleting bool
+	// Kept says, as one sentence, what stays and why; empty if nothing does.
+	Kept string
 }
 
 // BucketState is a bucket as the cloud describes it.
 type BucketState struct {
 	Exists bool
+	// Remains says that there is no bucket but its account or resource group is there.
+	Remains bool
 	// Policy is the bucket's default retention and whether it is locked.
 	Policy Policy
+	// Extensions is how often a locked policy can still be extended; nil if there is no
+	// limit. Azure: "a maximum of five increases"
+	// (learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies).
+	Extensions *int32
 }
 
 // PurgeResult counts object versions, delete markers included.
@@ -75,33 +128,102 @@ type storeError struct {
 func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
-// bucketRef names a bucket.
+// waitError says that a store keeps something for now. It is no failure: the caller says
+// why and comes back later.
+type waitError struct {
+	// reason is a clause such as "container x is under a legal hold".
+	reason string
+	after  time.Duration
+}
+
+func (e *waitError) Error() string { return e.reason }
+
+// bucketRef names a bucket and tells what its resource knows about it.
 type bucketRef struct {
 	Name, Region string
+	// Recorded is the policy that the BackupBucket's provider status records. The
+	// credentials of an entry cannot read the policy of an Azure container.
+	Recorded Policy
+	// Cloud, KeyExpirationDays and Account are Azure's: spec.providerConfig's
+	// cloudConfiguration.name and rotationConfig.expirationPeriodDays (0: not asked for),
+	// and the storage account that the generated secret names (empty: derived from Name).
+	Cloud             string
+	KeyExpirationDays int32
+	Account           string
 }
 
 // storeKind names a store implementation, as in --type NAME=STORE.
 type storeKind string
 
-const storeS3 storeKind = "s3"
+const (
+	storeS3    storeKind = "s3"
+	storeAzure storeKind = "azure"
+)
 
-// openStoreFunc returns the Store for a bucket with the credentials of a secret's
-// data. It makes no request. Clients are shared between buckets and reused until
-// the data changes. What is wrong with the credentials is a *configError that names the
-// key, all else a *storeError.
-type openStoreFunc func(ref bucketRef, credentials map[string][]byte) (Store, error)
-
-// stores opens buckets by store kind.
-type stores map[storeKind]openStoreFunc
-
-func newStores(m *metrics) stores {
-	return stores{storeS3: newS3Clients(m).open}
+// storeOpener opens buckets of one kind of store with the data of a credentials secret,
+// without a request. Clients are shared between buckets and reused until the data
+// changes. What is wrong with the credentials is a *configError that names the key, all
+// else a *storeError.
+type storeOpener interface {
+	// openStore is for the credentials of a BackupBucket.
+	openStore(ref bucketRef, credentials map[string][]byte) (Store, error)
+	// openObjects is for those of a BackupEntry.
+	openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error)
 }
 
-func (s stores) open(kind storeKind, ref bucketRef, credentials map[string][]byte) (Store, error) {
-	open, ok := s[kind]
-	if !ok {
-		return nil, fmt.Errorf("no store of kind %q", kind)
+// stores opens buckets by store kind.
+type stores map[storeKind]storeOpener
+
+// newStores returns all stores; clouds are the custom Azure clouds.
+func newStores(m *metrics, clouds azureClouds) stores {
+	return stores{storeS3: newS3Clients(m), storeAzure: newAzureClients(m, clouds)}
+}
+
+// networkCause classifies an error of the network or of TLS; its text is empty for all
+// others. It has no port of ours and no address, since it becomes part of a status.
+func networkCause(err error) (errorCode, string) {
+	var (
+		dns         *net.DNSError
+		unknownCA   x509.UnknownAuthorityError
+		hostname    x509.HostnameError
+		invalid     x509.CertificateInvalidError
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		alert       tls.AlertError
+		errno       syscall.Errno
+		timeout     interface{ Timeout() bool }
+		request     *url.Error
+	)
+	host := "the store" // without the address that it resolved to
+	if errors.As(err, &request) {
+		if u, err := url.Parse(request.URL); err == nil && u.Host != "" {
+			host = u.Host
+		}
 	}
-	return open(ref, credentials)
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return codeRetryableConfiguration, fmt.Sprintf("the host %s does not resolve", dns.Name)
+	case errors.As(err, &dns):
+		return codeRetryableDependencies, fmt.Sprintf("the host %s could not be looked up", dns.Name)
+	case errors.As(err, &unknownCA):
+		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is signed by an unknown authority", host)
+	case errors.As(err, &hostname):
+		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is for another host", host)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is expired or not yet valid", host)
+	case errors.As(err, &invalid), errors.As(err, &certificate):
+		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is not valid", host)
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+		return codeRetryableConfiguration, fmt.Sprintf("%s does not speak TLS", host)
+	case errors.As(err, &alert):
+		return codeRetryableConfiguration, fmt.Sprintf("%s refuses the TLS connection: %s", host, alert.Error())
+	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return codeRetryableDependencies, fmt.Sprintf("%s did not answer in time", host)
+	case errors.As(err, &errno) && errno != syscall.ECONNRESET && errno != syscall.EPIPE:
+		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached: %s", host, errno.Error())
+	case request != nil, errors.Is(err, io.ErrUnexpectedEOF):
+		// A connection that is closed early ends in one of several errors, by chance.
+		return codeRetryableDependencies, fmt.Sprintf("%s closes the connection without an answer", host)
+	}
+	return "", ""
 }

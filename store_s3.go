@@ -11,13 +11,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -25,7 +23,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -227,8 +224,8 @@ func newS3Clients(m *metrics) *s3Clients {
 	return &s3Clients{metrics: m, maxBackoff: s3MaxBackoff, clients: map[[sha256.Size]byte]*s3Client{}}
 }
 
-// open implements openStoreFunc.
-func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (Store, error) {
+// openStore implements storeOpener.
+func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
 		return nil, s3NoSuchBucket(err)
 	}
@@ -237,6 +234,11 @@ func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (Store, e
 		return nil, err
 	}
 	return &s3Bucket{bucketRef: bucketRef{Name: ref.Name, Region: client.region}, s3Client: client}, nil
+}
+
+// openObjects implements storeOpener: entries have the same credentials as buckets.
+func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	return c.openStore(ref, credentials)
 }
 
 // s3NoSuchBucket is the error of a name or region that no bucket can have.
@@ -646,55 +648,21 @@ func s3Cause(err error) (errorCode, string) {
 		return code, ""
 	}
 
+	code, text := networkCause(err)
 	var (
-		dns         *net.DNSError
-		unknownCA   x509.UnknownAuthorityError
-		hostname    x509.HostnameError
-		invalid     x509.CertificateInvalidError
-		certificate *tls.CertificateVerificationError
-		record      tls.RecordHeaderError
-		alert       tls.AlertError
-		errno       syscall.Errno
-		timeout     interface{ Timeout() bool }
-		send        *smithyhttp.RequestSendError
+		unknownCA x509.UnknownAuthorityError
+		record    tls.RecordHeaderError
+		send      *smithyhttp.RequestSendError
 	)
-	switch host := s3Host(err); {
-	case errors.As(err, &dns) && dns.IsNotFound:
-		return codeRetryableConfiguration, fmt.Sprintf("the host %s does not resolve", dns.Name)
-	case errors.As(err, &dns):
-		return codeRetryableDependencies, fmt.Sprintf("the host %s could not be looked up", dns.Name)
+	switch {
 	case errors.As(err, &unknownCA):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is signed by an unknown authority: set %s in the credentials secret", host, s3KeyTrustedCA)
-	case errors.As(err, &hostname):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is for another host", host)
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is expired or not yet valid", host)
-	case errors.As(err, &invalid), errors.As(err, &certificate):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is not valid", host)
+		text += fmt.Sprintf(": set %s in the credentials secret", s3KeyTrustedCA)
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		return codeRetryableConfiguration, fmt.Sprintf("%s does not speak TLS: check the scheme of %s in the credentials secret", host, s3KeyEndpoint)
-	case errors.As(err, &alert):
-		return codeRetryableConfiguration, fmt.Sprintf("%s refuses the TLS connection: %s", host, alert.Error())
-	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return codeRetryableDependencies, fmt.Sprintf("%s did not answer in time", host)
-	case errors.As(err, &errno) && errno != syscall.ECONNRESET && errno != syscall.EPIPE:
-		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached: %s", host, errno.Error())
-	case errors.As(err, &send), errors.Is(err, io.ErrUnexpectedEOF):
-		// A connection that is closed early ends in one of several errors, by chance.
-		return codeRetryableDependencies, fmt.Sprintf("%s closes the connection without an answer", host)
+		text += fmt.Sprintf(": check the scheme of %s in the credentials secret", s3KeyEndpoint)
+	case text == "" && errors.As(err, &send):
+		return codeRetryableDependencies, "the store closes the connection without an answer"
 	}
-	return "", ""
-}
-
-// s3Host is the host that a request went to, without the address it resolved to.
-func s3Host(err error) string {
-	var u *url.Error
-	if errors.As(err, &u) {
-		if parsed, err := url.Parse(u.URL); err == nil && parsed.Host != "" {
-			return parsed.Host
-		}
-	}
-	return "the store"
+	return code, text
 }
 
 func s3Innermost(err error) error {

@@ -323,7 +323,7 @@ func (f *fakeS3) aws(region string) *s3Bucket {
 
 func (f *fakeS3) open(region string, credentials map[string][]byte) *s3Bucket {
 	f.t.Helper()
-	store, err := f.clients().open(bucketRef{Name: "backups", Region: region}, credentials)
+	store, err := f.clients().openStore(bucketRef{Name: "backups", Region: region}, credentials)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -419,7 +419,7 @@ func TestS3CredentialErrors(t *testing.T) {
 			if config := (*configError)(nil); !errors.As(err, &config) || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "SECRET") {
 				t.Errorf("got %v, want a *configError with %q and no value", err, test.want)
 			}
-			if _, err := newS3Clients(newMetrics()).open(bucketRef{Name: "backups", Region: "eu-west-1"}, credentials); err == nil {
+			if _, err := newS3Clients(newMetrics()).openStore(bucketRef{Name: "backups", Region: "eu-west-1"}, credentials); err == nil {
 				t.Error("open takes these credentials")
 			}
 		})
@@ -432,7 +432,7 @@ func TestS3EndpointsOfAWS(t *testing.T) {
 		"": true, "https://s3.eu-west-1.amazonaws.com": true, "https://bucket.vpce-1a2b.s3.eu-west-1.vpce.amazonaws.com": true,
 		"https://s3.cn-north-1.amazonaws.com.cn": true, "https://minio.example.com": false, "https://amazonaws.com.example.com": false,
 	} {
-		store, err := newS3Clients(newMetrics()).open(bucketRef{Name: "backups", Region: "eu-west-1"}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
+		store, err := newS3Clients(newMetrics()).openStore(bucketRef{Name: "backups", Region: "eu-west-1"}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -443,7 +443,7 @@ func TestS3EndpointsOfAWS(t *testing.T) {
 }
 
 func TestS3RegionNoBucketCanBeIn(t *testing.T) {
-	_, err := newS3Clients(newMetrics()).open(bucketRef{Name: "backups", Region: "eu west"}, testS3Credentials(nil))
+	_, err := newS3Clients(newMetrics()).openStore(bucketRef{Name: "backups", Region: "eu west"}, testS3Credentials(nil))
 	if codeOf(err) != codeConfigurationProblem || !errors.Is(err, errNotOurBucket) || !strings.Contains(err.Error(), "eu west") {
 		t.Errorf("got %v with code %q", err, codeOf(err))
 	}
@@ -457,7 +457,7 @@ func TestS3BucketNames(t *testing.T) {
 		"a..b": false, "192.168.1.1": false, "xn--a": false, "sthree-a": false, "amzn-s3-demo-a": false, "a-s3alias": false,
 		"a--ol-s3": false, "a.mrap": false, "a--x-s3": false, "a--table-s3": false, "a/b": false, "a?b": false, "a\nb": false,
 	} {
-		_, err := clients.open(bucketRef{Name: name, Region: "eu-west-1"}, testS3Credentials(nil))
+		_, err := clients.openStore(bucketRef{Name: name, Region: "eu-west-1"}, testS3Credentials(nil))
 		if config := (*configError)(nil); ok != (err == nil) || err != nil && !errors.As(err, &config) {
 			t.Errorf("%q: %v", name, err)
 		}
@@ -471,7 +471,7 @@ func TestS3Region(t *testing.T) {
 		"none": {"", "", ""}, "not a host label": {"eu/west", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			store, err := clients.open(bucketRef{Name: "backups", Region: test.spec}, testS3Credentials(map[string]string{s3KeyRegion: test.secret}))
+			store, err := clients.openStore(bucketRef{Name: "backups", Region: test.spec}, testS3Credentials(map[string]string{s3KeyRegion: test.secret}))
 			if config := (*configError)(nil); test.want == "" && !errors.As(err, &config) {
 				t.Errorf("got %v, want a *configError", err)
 			}
@@ -486,7 +486,7 @@ func TestS3ClientsAreReused(t *testing.T) {
 	clients := newS3Clients(newMetrics())
 	open := func(region string, credentials map[string][]byte) *s3Client {
 		t.Helper()
-		store, err := clients.open(bucketRef{Name: "backups", Region: region}, credentials)
+		store, err := clients.openStore(bucketRef{Name: "backups", Region: region}, credentials)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -843,7 +843,7 @@ func TestS3RetriesAndMetrics(t *testing.T) {
 	f.lock = lockDocument("")
 	f.refuse("GetObjectLockConfiguration", 2, http.StatusServiceUnavailable, "SlowDown", "")
 	clients := f.clients()
-	store, err := clients.open(bucketRef{Name: "backups", Region: "eu-west-1"}, testS3Credentials(nil))
+	store, err := clients.openStore(bucketRef{Name: "backups", Region: "eu-west-1"}, testS3Credentials(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1149,7 +1149,7 @@ func TestS3Partitions(t *testing.T) {
 		"eu-west-1": "aws", "cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov", "eusc-de-east-1": "aws-eusc", "us-iso-east-1": "aws-iso", "us-isob-east-1": "aws-iso-b",
 	} {
 		for endpoint, want := range map[string]string{"": want, "https://minio.example.com": "aws", "https://s3.amazonaws.com": want} {
-			store, err := clients.open(bucketRef{Name: "backups", Region: region}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
+			store, err := clients.openStore(bucketRef{Name: "backups", Region: region}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
 			if err != nil {
 				t.Fatal(err)
 			}
