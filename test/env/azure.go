@@ -316,17 +316,16 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 	// As with MinIO, another process may take a free port before Azurite does.
 	const attempts = 5
 	for range attempts {
-		address, err := freeAddress(ctx)
-		if err != nil {
+		var address, port string
+		if address, err = freeAddress(ctx); err != nil {
 			return err
 		}
-		_, port, err := net.SplitHostPort(address)
-		if err != nil {
+		if _, port, err = net.SplitHostPort(address); err != nil {
 			return fmt.Errorf("finding a free port: %w", err)
 		}
 		// Azurite knows the versions of the API up to its own release only, and fails
 		// requests of newer SDKs unless told not to look.
-		cmd := exec.Command("node", script, "--blobHost", "127.0.0.1", "--blobPort", port, "--location", a.dir,
+		cmd := exec.Command("node", script, "--blobHost", "127.0.0.1", "--blobPort", port,
 			"--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck")
 		cmd.Dir = a.dir
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.dir, "AZURITE_ACCOUNTS=" + strings.Join(accounts, ";")}
@@ -347,7 +346,7 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 			return err
 		}
 	}
-	return fmt.Errorf("starting Azurite: no free port after %d attempts", attempts)
+	return err
 }
 
 // serve starts the servers and sets their URLs.

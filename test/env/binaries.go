@@ -25,6 +25,8 @@ const minioVersion = "v0.0.0-20260212201848-7aac2a2c5b7c"
 type Binaries struct {
 	Testkube string
 	MinIO    string
+	// Azurite is a script for node.
+	Azurite string
 	// Daemon is bucketwarden, built with the flags given to EnsureBinaries.
 	Daemon string
 }
@@ -45,6 +47,9 @@ func EnsureBinaries(ctx context.Context, progress io.Writer, flags ...string) (B
 		return Binaries{}, err
 	}
 	if bin.MinIO, err = b.minio(ctx); err != nil {
+		return Binaries{}, err
+	}
+	if bin.Azurite, err = b.azurite(ctx); err != nil {
 		return Binaries{}, err
 	}
 	if bin.Daemon, err = b.daemon(ctx, strings.Join(append([]string{"bucketwarden"}, flags...), ""), flags...); err != nil {
@@ -170,6 +175,50 @@ func (b *builder) minio(ctx context.Context) (string, error) {
 			return err
 		}
 		return os.Rename(filepath.Join(dir, "minio"), path)
+	})
+}
+
+// azurite installs the packages of the lock file in azurite/.
+func (b *builder) azurite(ctx context.Context) (string, error) {
+	for _, name := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return "", fmt.Errorf("installing Azurite, which takes the place of Azure Blob Storage in tests: Node.js with npm is needed, please install it: %w", err)
+		}
+	}
+	hash := sha256.New()
+	contents := map[string][]byte{}
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		content, err := os.ReadFile(filepath.Join(b.module, "azurite", name))
+		if err != nil {
+			return "", fmt.Errorf("reading what Azurite is installed from: %w", err)
+		}
+		hash.Write(content)
+		contents[name] = content
+	}
+	root := filepath.Join(b.cache, fmt.Sprintf("azurite-%x", hash.Sum(nil)[:8]))
+	path := filepath.Join(root, "node_modules", "azurite", "dist", "src", "blob", "main.js")
+	if exists(path) {
+		return path, nil
+	}
+	return path, b.report(ctx, "installing Azurite with npm", func() error {
+		dir, err := os.MkdirTemp(b.cache, "azurite-build-")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		for name, content := range contents {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+				return err
+			}
+		}
+		// Azurite asks for a newer Node.js than it needs. Nothing of it has to be built
+		// by a script.
+		cmd := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--engine-strict=false", "--loglevel=error")
+		cmd.Dir = dir
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("npm ci: %w\n%s", err, output)
+		}
+		return os.Rename(dir, root)
 	})
 }
 

@@ -101,7 +101,7 @@ type armRoute struct {
 	group, account, container, operating string
 }
 
-// armPath is a pattern of paths; an empty segment takes any.
+// armPaths are patterns of paths; an empty segment takes any.
 var armPaths = []struct {
 	pattern string
 	// operations by method: the id of the operation and the permission that it needs.
@@ -219,11 +219,9 @@ func armJSON(status int, value any) *azureAnswer {
 	}
 	id := newUUID()
 	return &azureAnswer{status: status, body: body, header: http.Header{
-		"Content-Type":     {"application/json; charset=utf-8"},
-		"X-Ms-Request-Id":  {id},
-		"X-Ms-Version":     {"1"},
-		"Cache-Control":    {"no-cache"},
-		"X-Ms-Correlation": {id},
+		"Content-Type":                {"application/json; charset=utf-8"},
+		"X-Ms-Request-Id":             {id},
+		"X-Ms-Correlation-Request-Id": {id},
 	}}
 }
 
@@ -305,15 +303,15 @@ func (a *Azure) handleARM(r *http.Request, route armRoute, content []byte) *azur
 			return armError(http.StatusBadRequest, "InvalidRequestContent", "The request content was invalid and could not be deserialized: '%v'.", err)
 		}
 	}
-	switch {
-	case route.operating != "":
-		return a.pollOperation(r, route.operating)
-	case route.container != "":
+	switch family, _, _ := strings.Cut(route.operation, "_"); family {
+	case "Operations":
+		return a.pollOperation(route.operating)
+	case "StorageAccounts":
+		return a.handleAccount(route, body)
+	case "BlobContainers":
 		return a.handleContainer(r, route, body)
-	case route.account != "" || route.group == "" && route.operation != "ResourceGroups_List":
-		return a.handleAccount(r, route, body)
 	}
-	return a.handleGroup(r, route, body)
+	return a.handleGroup(route, body)
 }
 
 // accepted is the first answer of a long-running operation
@@ -326,7 +324,7 @@ func (a *Azure) accepted(o *azureOperation) *azureAnswer {
 	return answer
 }
 
-func (a *Azure) pollOperation(_ *http.Request, id string) *azureAnswer {
+func (a *Azure) pollOperation(id string) *azureAnswer {
 	o := a.running[id]
 	switch {
 	case o == nil:
@@ -350,7 +348,7 @@ func location(body map[string]any) string {
 	return strings.ToLower(strings.ReplaceAll(name, " ", ""))
 }
 
-func (a *Azure) groupNotFound(name string) *azureAnswer {
+func groupNotFound(name string) *azureAnswer {
 	return armError(http.StatusNotFound, "ResourceGroupNotFound", "Resource group '%s' could not be found.", name)
 }
 
@@ -360,7 +358,7 @@ func beingDeleted(name string) *azureAnswer {
 		"The resource group '%s' is in deprovisioning state and cannot perform this operation.", name)
 }
 
-func (a *Azure) handleGroup(r *http.Request, route armRoute, body map[string]any) *azureAnswer {
+func (a *Azure) handleGroup(route armRoute, body map[string]any) *azureAnswer {
 	key := strings.ToLower(route.group)
 	group := a.groups[key]
 	switch route.operation {
@@ -379,7 +377,7 @@ func (a *Azure) handleGroup(r *http.Request, route armRoute, body map[string]any
 		return a.putGroup(route, group, body)
 	}
 	if group == nil {
-		return a.groupNotFound(route.group)
+		return groupNotFound(route.group)
 	}
 	switch route.operation {
 	case "ResourceGroups_Get":
@@ -606,7 +604,7 @@ func (account *azureAccount) merge(body map[string]any) {
 // accountName: learn.microsoft.com/azure/storage/common/storage-account-overview
 var accountName = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
 
-func (a *Azure) handleAccount(r *http.Request, route armRoute, body map[string]any) *azureAnswer {
+func (a *Azure) handleAccount(route armRoute, body map[string]any) *azureAnswer {
 	list := func(group string) *azureAnswer {
 		value := []any{}
 		for _, name := range slices.Sorted(maps.Keys(a.accounts)) {
@@ -633,7 +631,7 @@ func (a *Azure) handleAccount(r *http.Request, route armRoute, body map[string]a
 	}
 	group := a.groups[strings.ToLower(route.group)]
 	if group == nil {
-		return a.groupNotFound(route.group)
+		return groupNotFound(route.group)
 	}
 	if route.operation == "StorageAccounts_ListByResourceGroup" {
 		return list(strings.ToLower(route.group))
@@ -765,6 +763,9 @@ func (a *Azure) createAccount(group *azureGroup, name string, body map[string]an
 	account.merge(body)
 	a.accounts[name] = account
 	account.creating = a.begin(group.name, func() *azureAnswer {
+		if a.accounts[name] != account {
+			return armError(http.StatusNotFound, "ResourceNotFound", "The storage account %s was deleted while it was created.", name)
+		}
 		account.creating.answer = &azureAnswer{} // so that it is shown as created
 		return armJSON(http.StatusOK, a.accountJSON(account))
 	})
@@ -777,7 +778,7 @@ var containerName = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)
 func (a *Azure) handleContainer(r *http.Request, route armRoute, body map[string]any) *azureAnswer {
 	group := a.groups[strings.ToLower(route.group)]
 	if group == nil {
-		return a.groupNotFound(route.group)
+		return groupNotFound(route.group)
 	}
 	account := a.accounts[route.account]
 	switch {
@@ -795,6 +796,12 @@ func (a *Azure) handleContainer(r *http.Request, route armRoute, body map[string
 	}
 	container := account.containers[route.container]
 	switch {
+	case route.operation == "BlobContainers_List":
+		list := []any{}
+		for _, name := range slices.Sorted(maps.Keys(account.containers)) {
+			list = append(list, a.containerJSON(account, account.containers[name]))
+		}
+		return armJSON(http.StatusOK, map[string]any{"value": list})
 	case route.operation == "BlobContainers_Create":
 		return a.putContainer(r.Context(), account, container, route.container, body)
 	case container == nil && route.operation == "BlobContainers_Delete":
@@ -812,9 +819,9 @@ func (a *Azure) handleContainer(r *http.Request, route armRoute, body map[string
 	case "BlobContainers_SetLegalHold", "BlobContainers_ClearLegalHold":
 		return a.changeHold(container, body, route.operation == "BlobContainers_SetLegalHold")
 	}
-	match := &policyMatch{}
+	var match policyMatch
 	if values := r.Header.Values("If-Match"); len(values) > 0 {
-		match = &policyMatch{given: true, etag: strings.Trim(values[0], `"`)}
+		match = policyMatch{given: true, etag: strings.Trim(values[0], `"`)}
 	}
 	properties, _ := body["properties"].(map[string]any)
 	var answer *azureAnswer
@@ -1045,7 +1052,7 @@ type policyMatch struct {
 // holds: "A value of "*" can be used to apply the operation only if the immutability
 // policy already exists"
 // (learn.microsoft.com/rest/api/storagerp/blob-containers/create-or-update-immutability-policy).
-func (m *policyMatch) holds(policy *azurePolicy) bool {
+func (m policyMatch) holds(policy *azurePolicy) bool {
 	return m.given && policy != nil && (m.etag == "*" || m.etag == strings.Trim(policy.etag, `"`))
 }
 
@@ -1077,7 +1084,7 @@ func policyDays(properties map[string]any) (int32, *azureAnswer) {
 
 // putPolicy creates or replaces an unlocked policy: "ETag in If-Match is honored if given
 // but not required for this operation". It returns nil, or why it did not.
-func (a *Azure) putPolicy(container *azureContainer, match *policyMatch, properties map[string]any) *azureAnswer {
+func (a *Azure) putPolicy(container *azureContainer, match policyMatch, properties map[string]any) *azureAnswer {
 	if match.given && !match.holds(container.policy) {
 		return wrongETag()
 	}
@@ -1104,7 +1111,7 @@ func (a *Azure) putPolicy(container *azureContainer, match *policyMatch, propert
 
 // deletePolicy: "Aborts an unlocked immutability policy. Deleting a locked immutability
 // policy is not allowed."
-func (a *Azure) deletePolicy(container *azureContainer, match *policyMatch) *azureAnswer {
+func (a *Azure) deletePolicy(container *azureContainer, match policyMatch) *azureAnswer {
 	if !match.holds(container.policy) {
 		return wrongETag()
 	}
@@ -1116,7 +1123,7 @@ func (a *Azure) deletePolicy(container *azureContainer, match *policyMatch) *azu
 }
 
 // lockPolicy: "The only action allowed on a Locked policy is ExtendImmutabilityPolicy."
-func (a *Azure) lockPolicy(container *azureContainer, match *policyMatch) *azureAnswer {
+func (a *Azure) lockPolicy(container *azureContainer, match policyMatch) *azureAnswer {
 	if !match.holds(container.policy) {
 		return wrongETag()
 	}
@@ -1133,7 +1140,7 @@ func (a *Azure) lockPolicy(container *azureContainer, match *policyMatch) *azure
 // of five increases to the effective retention period is allowed over the lifetime of a
 // locked policy" (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 // Azure documents no code for the last two.
-func (a *Azure) extendPolicy(container *azureContainer, match *policyMatch, properties map[string]any) *azureAnswer {
+func (a *Azure) extendPolicy(container *azureContainer, match policyMatch, properties map[string]any) *azureAnswer {
 	if !match.holds(container.policy) {
 		return wrongETag()
 	}
