@@ -156,16 +156,16 @@ func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string
 		return 0, nil
 	}
 	now := time.Now()
-	next, until := now.Add(legalHoldRetry), "a legal hold is removed"
+	next, until := now.Add(legalHoldRetry), "; the store does not tell until when (a legal hold, for one, has no end)"
 	if !result.RetainedUntil.IsZero() {
-		until = result.RetainedUntil.UTC().Format(time.RFC3339)
+		until = " until " + result.RetainedUntil.UTC().Format(time.RFC3339)
 		// The store's clock decides; a second covers its rounding, a minute a lag of ours.
 		next = result.RetainedUntil.Add(time.Second)
 		if !next.After(now) {
 			next = now.Add(time.Minute)
 		}
 	}
-	description := fmt.Sprintf("%d objects (%s) in bucket %s retained until %s", result.Retained, formatBytes(result.RetainedBytes), bucket, until)
+	description := fmt.Sprintf("%d objects (%s) in bucket %s retained%s", result.Retained, formatBytes(result.RetainedBytes), bucket, until)
 	if err := r.resource.waiting(ctx, o, operationTypeDelete, description); err != nil {
 		return 0, err
 	}

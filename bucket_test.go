@@ -1226,7 +1226,7 @@ func TestBucketLeftAlone(t *testing.T) {
 	}{
 		"wait-for-state":              {withOperation(operationWaitForState), testVerifyInterval},
 		"wait-for-state and deleting": {func(u *unstructured.Unstructured) { withOperation(operationWaitForState)(u); deleting(u) }, testVerifyInterval},
-		"other type":                  {set("azure", "spec", "type"), 0},
+		"other type":                  {set("gcp", "spec", "type"), 0},
 		"other class":                 {set("garden", "spec", "class"), 0},
 		"deleting without finalizer":  {func(u *unstructured.Unstructured) { deleting(u); u.SetFinalizers([]string{"other"}) }, 0},
 	} {

@@ -374,7 +374,7 @@ func TestEntryLeftAlone(t *testing.T) {
 		"wait-for-state":              withOperation(operationWaitForState),
 		"wait-for-state and deleting": func(u *unstructured.Unstructured) { withOperation(operationWaitForState)(u); deleting(u) },
 		"other type": func(u *unstructured.Unstructured) {
-			set("azure", "spec", "type")(u)
+			set("gcp", "spec", "type")(u)
 			withOperation(operationReconcile)(u)
 		},
 		"other class": func(u *unstructured.Unstructured) {
@@ -1085,4 +1085,155 @@ func TestEntryReconcileIsWantedUntilItIsDone(t *testing.T) {
 	if !h.entries.resource.controller.takeWanted(cache.ObjectName{Name: testEntry}) {
 		t.Error("the reconcile is forgotten")
 	}
+}
+
+// putAzureEntry stores an entry on Azure with the credentials of a generated secret.
+func (h *harness) putAzureEntry(name string, settled bool, edits ...editObject) {
+	h.t.Helper()
+	h.putEntry(name, settled, append([]editObject{set("azure", "spec", "type")}, edits...)...)
+	h.editSecret("garden", "entry", func(s *corev1.Secret) { s.Data = generatedData("bkpb", memKey1) })
+}
+
+func TestAzureEntry(t *testing.T) {
+	h := newHarness(t)
+	h.putNamespace(testNamespace, false)
+	h.putAzureEntry(testEntry, false, withOperation(operationReconcile))
+	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantTrace(
+		"patch backupentries shoot--p--s--u annotations,finalizers",
+		"status backupentries shoot--p--s--u Create Processing",
+		"patch secrets garden/entry finalizers",
+		"create secrets shoot--p--s/etcd-backup",
+		"status backupentries shoot--p--s--u Create Succeeded",
+	)
+	want := func(key string) {
+		t.Helper()
+		data := generatedData("bkpb", key)
+		data["bucketName"] = []byte("b")
+		secret := h.secret(testNamespace, "etcd-backup")
+		if !sameData(secret.Data, data) || len(secret.Labels) > 0 || !maps.Equal(secret.Annotations, map[string]string{annotationCreatedBy: testEntry}) {
+			t.Errorf("data %q, want %q, metadata %v", secret.Data, data, secret.ObjectMeta)
+		}
+	}
+	want(memKey1)
+
+	// A rotated key reaches it, and what is not of Azure goes.
+	h.editSecret("garden", "entry", func(s *corev1.Secret) { s.Data = generatedData("bkpb", memKey2) })
+	h.editSecret(testNamespace, "etcd-backup", func(s *corev1.Secret) { s.Data["region"] = []byte("eu-1") })
+	h.edit(entriesGVR, testEntry, withOperation(operationReconcile))
+	if _, err := h.passEntry(testEntry); err != nil {
+		t.Error(err)
+	}
+	want(memKey2)
+	if len(h.storeCalls()) > 0 {
+		t.Errorf("the store saw %q", h.storeCalls())
+	}
+}
+
+func TestAzureEntryErrors(t *testing.T) {
+	for name, test := range map[string]struct {
+		edit func(*corev1.Secret)
+		says []string
+	}{
+		"without a key": {func(s *corev1.Secret) { delete(s.Data, dataKeyStorageKey) }, []string{"garden/entry", dataKeyStorageKey}},
+		"of a bucket":   {func(s *corev1.Secret) { s.Data = azureCredentials() }, []string{"garden/entry", dataKeyStorageKey}},
+		"of S3":         {func(s *corev1.Secret) { s.Data = staticCredentials() }, []string{"garden/entry", dataKeyStorageKey}},
+		"identity": {func(s *corev1.Secret) {
+			s.Labels = map[string]string{labelPurpose: purposeTokenRequestor, labelWorkloadProvider: "azure"}
+			s.Annotations = map[string]string{annotationWorkloadName: "wi", annotationWorkloadNS: "garden-p"}
+		}, []string{"garden/entry", "workload identity", dataKeyStorageAccount, dataKeyStorageKey}},
+	} {
+		for _, settled := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				h := newHarness(t)
+				h.putNamespace(testNamespace, false)
+				h.putAzureEntry(testEntry, settled, withOperation(operationReconcile))
+				h.editSecret("garden", "entry", test.edit)
+				for range 2 {
+					if wait, err := h.passEntry(testEntry); err == nil || wait != 0 {
+						t.Errorf("wait %s, error %v", wait, err)
+					}
+					opType := operationTypeCreate
+					if settled {
+						opType = operationTypeReconcile
+					}
+					s := h.wantStatus(entriesGVR, testEntry, opType, stateError, codeConfigurationProblem)
+					for _, part := range test.says {
+						if !strings.Contains(s.Error, part) {
+							t.Errorf("the message %q does not say %q", s.Error, part)
+						}
+					}
+					if h.secret(testNamespace, "etcd-backup") != nil {
+						t.Error("a secret was written")
+					}
+				}
+				h.editSecret("garden", "entry", func(s *corev1.Secret) {
+					s.Labels, s.Annotations, s.Data = nil, nil, generatedData("bkpb", memKey1)
+				})
+				if _, err := h.passEntry(testEntry); err != nil || h.secret(testNamespace, "etcd-backup") == nil {
+					t.Errorf("error %v", err)
+				}
+			})
+		}
+	}
+}
+
+// The credentials of an entry cannot read the policy of a container.
+func TestAzureEntryDelete(t *testing.T) {
+	for name, test := range map[string]struct {
+		status   any
+		recorded Policy
+	}{
+		"without a record": {},
+		"with a record": {map[string]any{"apiVersion": "azure.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus",
+			"immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": "96h", "locked": true}}, locked4d},
+		"with that of others": {map[string]any{"kind": "Other", "immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": "96h"}}, Policy{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			edits := []editObject{set("azure", "spec", "type")}
+			if test.status != nil {
+				edits = append(edits, set(test.status, "spec", "backupBucketProviderStatus"))
+			}
+			bucket := h.putDeletingEntry(testEntry, edits...)
+			h.editSecret("garden", "entry", func(s *corev1.Secret) { s.Data = generatedData("bkpb", memKey1) })
+			if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got, want := h.cloud.opened, (bucketRef{Name: "b", Region: "eu-1", Recorded: test.recorded}); got != want {
+				t.Errorf("opened %+v, want %+v", got, want)
+			}
+			if got := h.storeCalls(); !slices.Equal(got, []string{`store b Purge "shoot--p--s--u/"`}) || len(bucket.objects) != 3 {
+				t.Errorf("calls %q, left %v", got, slices.Sorted(maps.Keys(bucket.objects)))
+			}
+			h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
+			if h.secret(testNamespace, "etcd-backup") != nil || len(h.secret("garden", "entry").Finalizers) > 0 {
+				t.Error("the etcd-backup secret is still there, or the credentials are held")
+			}
+		})
+	}
+	t.Run("without a key", func(t *testing.T) {
+		h := newHarness(t)
+		h.putDeletingEntry(testEntry, set("azure", "spec", "type"))
+		if _, err := h.passEntry(testEntry); err == nil {
+			t.Error("no error")
+		}
+		if s := h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateError, codeConfigurationProblem); !strings.Contains(s.Error, "garden/entry") || !strings.Contains(s.Error, dataKeyStorageKey) {
+			t.Errorf("message %q", s.Error)
+		}
+	})
+}
+
+// An S3 entry has its region, whatever the record says.
+func TestS3EntryWithARecord(t *testing.T) {
+	h := newHarness(t)
+	h.putNamespace(testNamespace, false)
+	h.putEntry(testEntry, false, set(map[string]any{"kind": "BackupBucketStatus",
+		"immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": "96h", "mode": modeCompliance}}, "spec", "backupBucketProviderStatus"))
+	if _, err := h.passEntry(testEntry); err != nil {
+		t.Error(err)
+	}
+	h.wantEtcdBackup(testNamespace, "etcd-backup", testEntry)
 }

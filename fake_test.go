@@ -54,6 +54,8 @@ type harness struct {
 
 	version int
 	hooks   []*harnessHook
+	// interfere answers every API request in place of serve, which it may call.
+	interfere func(action clienttesting.Action, serve func() (bool, runtime.Object, error)) (bool, runtime.Object, error)
 
 	mu    sync.Mutex
 	trace []string
@@ -80,8 +82,17 @@ func newHarness(t *testing.T) *harness {
 	}
 	h.recorder = &harnessRecorder{t: t}
 	h.cloud = &memStore{h: h, buckets: map[string]*memBucket{}, accounts: map[string]*memAccount{}, fail: map[string]error{}}
-	h.core.PrependReactor("*", "*", h.serve(h.core.Tracker()))
-	h.dyn.PrependReactor("*", "*", h.serve(h.dyn.Tracker()))
+	for fake, tracker := range map[interface {
+		PrependReactor(verb, resource string, reaction clienttesting.ReactionFunc)
+	}]clienttesting.ObjectTracker{h.core: h.core.Tracker(), h.dyn: h.dyn.Tracker()} {
+		serve := h.serve(tracker)
+		fake.PrependReactor("*", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+			if h.interfere == nil {
+				return serve(action)
+			}
+			return h.interfere(action, func() (bool, runtime.Object, error) { return serve(action) })
+		})
+	}
 
 	bucketController := newController(resourceBackupBuckets, h.metrics)
 	entryController := newController(resourceBackupEntries, h.metrics)
@@ -261,13 +272,13 @@ func (h *harness) checkPatch(a clienttesting.PatchActionImpl, stored runtime.Obj
 	}
 	annotations, _ := metadata["annotations"].(map[string]any)
 	for key, value := range annotations {
-		if key != annotationOperation || value != nil {
+		if key != annotationOperation && key != annotationRotate || value != nil {
 			h.t.Errorf("a patch of %s touches the annotation %s", a.GetName(), key)
 		}
 	}
 	status, _ := patch["status"].(map[string]any)
 	for key := range status {
-		if !slices.Contains([]string{"lastOperation", "lastError", "observedGeneration", "conditions", "providerStatus"}, key) {
+		if !slices.Contains([]string{"lastOperation", "lastError", "observedGeneration", "conditions", "providerStatus", "generatedSecretRef"}, key) {
 			h.t.Errorf("a patch of %s touches status.%s", a.GetName(), key)
 		}
 	}
@@ -671,8 +682,12 @@ type memStore struct {
 	h        *harness
 	buckets  map[string]*memBucket
 	accounts map[string]*memAccount
+	// opened is what the bucket was opened with last.
+	opened bucketRef
 	// failLate: RegenerateKey fails after it has regenerated the key.
 	failLate bool
+	// undated: it does not know when a key was created.
+	undated bool
 	// generation counts regenerated keys.
 	generation int
 	// fail makes a method fail, by its name.
@@ -730,6 +745,7 @@ func (s *memStore) openObjects(ref bucketRef, credentials map[string][]byte) (Ob
 }
 
 func (s *memStore) client(ref bucketRef) (*memClient, error) {
+	s.opened = ref
 	if err := s.fail["open"]; err != nil {
 		return nil, err
 	}
@@ -798,11 +814,15 @@ func (c *memAccountClient) Create(ctx context.Context, immutable bool) error {
 	return err
 }
 
+// Values of the keys of a new account.
+const (
+	memKey1 = secretMarker + "-key1-1"
+	memKey2 = secretMarker + "-key2-1"
+)
+
 // putAccount makes an account with two keys of the same age.
 func (s *memStore) putAccount(bucket string) *memAccount {
-	a := &memAccount{keys: []accessKey{
-		{Name: "key1", Value: secretMarker + "-key1-1", Created: testStart},
-		{Name: "key2", Value: secretMarker + "-key2-1", Created: testStart}}}
+	a := &memAccount{keys: []accessKey{{Name: "key1", Value: memKey1, Created: testStart}, {Name: "key2", Value: memKey2, Created: testStart}}}
 	s.accounts[bucket] = a
 	return a
 }
@@ -827,6 +847,9 @@ func (c *memAccountClient) RegenerateKey(_ context.Context, name string) ([]acce
 	c.generation++
 	a.keys[i].Value = fmt.Sprintf("%s-%s-new%d", secretMarker, name, c.generation)
 	a.keys[i].Created = time.Now().Add(time.Duration(c.generation) * time.Millisecond)
+	if c.undated {
+		a.keys[i].Created = time.Time{}
+	}
 	return slices.Clone(a.keys), err
 }
 
@@ -936,6 +959,13 @@ func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
 	b := c.existing("LockPolicy")
 	if !b.read || !p.Locked || p.weakerThan(b.state.Policy) {
 		c.h.t.Errorf("LockPolicy of %v over %v, read back: %t", p, b.state.Policy, b.read)
+	}
+	if left := b.state.Extensions; left != nil && b.state.Policy.Locked {
+		if *left == 0 {
+			c.h.t.Error("LockPolicy once more than the store allows")
+		}
+		less := *left - 1
+		b.state.Extensions = &less
 	}
 	c.apply(b, p)
 	return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"testing"
@@ -123,6 +124,35 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: entry, namesp
 	}
 }
 
+func TestDecodeAzure(t *testing.T) {
+	b := decodeBucket(informersTestObject(t, `
+metadata:
+  name: seed
+  annotations:
+    azure.provider.extensions.gardener.cloud/rotate: "true"
+    backupbucket.extensions.gardener.cloud/generated-secret-namespace: shoot--a--b
+    other: x
+status: {generatedSecretRef: {name: generated-bucket-seed, namespace: garden}}
+`))
+	want := map[string]string{annotationRotate: "true", annotationGeneratedSecretNamespace: "shoot--a--b"}
+	if b.decodeErr != nil || !maps.Equal(b.Annotations, want) || b.GeneratedSecretRef != (types.NamespacedName{Namespace: "garden", Name: "generated-bucket-seed"}) {
+		t.Errorf("got %+v", b)
+	}
+	for text, want := range map[string]Policy{
+		`{}`: {},
+		`{spec: {backupBucketProviderStatus: null}}`: {},
+		`{spec: {backupBucketProviderStatus: {kind: BackupBucketStatus, immutability: {retentionType: bucket, retentionPeriod: 96h, locked: true}}}}`: {Days: 4, Locked: true},
+		`{spec: {backupBucketProviderStatus: {kind: BackupBucketStatus, immutability: {retentionType: bucket, retentionPeriod: 2400000h}}}}`:          {Days: 100000},
+		`{spec: {backupBucketProviderStatus: {kind: SomebodyElses, immutability: {retentionType: bucket, retentionPeriod: 96h, locked: true}}}}`:      {},
+		`{spec: {backupBucketProviderStatus: x}}`: {},
+		`{status: {providerStatus: {kind: BackupBucketStatus, immutability: {retentionType: bucket, retentionPeriod: 96h, locked: true}}}}`: {},
+	} {
+		if e := decodeEntry(informersTestObject(t, text)); e.decodeErr != nil || e.Recorded != want {
+			t.Errorf("%s: recorded %s, %v; want %s", text, e.Recorded, e.decodeErr, want)
+		}
+	}
+}
+
 // The CRDs preserve unknown fields and may be older or newer than this daemon.
 func TestDecodeSurprisingShapes(t *testing.T) {
 	odd := []any{nil, "x", int64(-1), 1.5, true, []any{}, []any{map[string]any{"a": nil}}, map[string]any{}, map[string]any{"a": []any{"b"}}}
@@ -134,6 +164,7 @@ func TestDecodeSurprisingShapes(t *testing.T) {
 		{"status"}, {"status", "observedGeneration"}, {"status", "lastOperation"}, {"status", "lastOperation", "state"},
 		{"status", "lastOperation", "type"}, {"status", "lastOperation", "description"}, {"status", "lastOperation", "lastUpdateTime"},
 		{"status", "lastError"}, {"status", "lastError", "description"}, {"status", "providerStatus"}, {"status", "conditions"},
+		{"status", "generatedSecretRef"}, {"spec", "backupBucketProviderStatus"},
 	}
 	for _, path := range paths {
 		for _, value := range odd {
@@ -186,6 +217,8 @@ func TestDecodeSurprisingShapes(t *testing.T) {
 	for name, text := range map[string]string{
 		"conditions are an object":   `{status: {conditions: {}}}`,
 		"a condition is a string":    `{status: {conditions: [x]}}`,
+		"generated is a string":      `{status: {generatedSecretRef: x}}`,
+		"generated name is a number": `{status: {generatedSecretRef: {name: 1}}}`,
 		"a condition's time is none": `{status: {conditions: [{lastUpdateTime: x}]}}`,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -46,7 +46,7 @@ func TestFlagDefaults(t *testing.T) {
 		c.namespace = ""
 	}
 	want := config{
-		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3}, class: "shoot", concurrentSyncs: 5, verifyInterval: 10 * time.Minute,
+		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}, class: "shoot", concurrentSyncs: 5, verifyInterval: 10 * time.Minute,
 		metricsAddress: ":8080", healthAddress: ":8081",
 	}
 	if !maps.Equal(c.types, want.types) {
@@ -55,22 +55,22 @@ func TestFlagDefaults(t *testing.T) {
 	c.types, want.types = nil, nil
 	if got, want := *c, want; got.kubeconfig != want.kubeconfig || got.class != want.class || got.ignoreOperationAnnotation != want.ignoreOperationAnnotation ||
 		got.concurrentSyncs != want.concurrentSyncs || got.verifyInterval != want.verifyInterval || got.metricsAddress != want.metricsAddress ||
-		got.healthAddress != want.healthAddress || got.namespace != want.namespace {
+		got.healthAddress != want.healthAddress || got.namespace != want.namespace || got.azureCloudConfig != "" {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
 func TestFlags(t *testing.T) {
-	c, err := parseFlags([]string{"--kubeconfig=k", "--type=s3=s3", "--type", "minio=s3", "--class=garden", "--ignore-operation-annotation", "--concurrent-syncs=1",
+	c, err := parseFlags([]string{"--kubeconfig=k", "--type=s3=s3", "--type", "minio=s3", "--type=stack=azure", "--azure-cloud-config=clouds.json", "--class=garden", "--ignore-operation-annotation", "--concurrent-syncs=1",
 		"--verify-interval=1s", "--metrics-address=127.0.0.1:1", "--health-address=127.0.0.1:2", "--namespace=n", "-v=0"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !maps.Equal(c.types, typeFlag{"s3": storeS3, "minio": storeS3}) {
+	if !maps.Equal(c.types, typeFlag{"s3": storeS3, "minio": storeS3, "stack": storeAzure}) {
 		t.Errorf("types: got %v, want the given ones alone", c.types)
 	}
 	if c.kubeconfig != "k" || c.class != "garden" || !c.ignoreOperationAnnotation || c.concurrentSyncs != 1 || c.verifyInterval != time.Second ||
-		c.metricsAddress != "127.0.0.1:1" || c.healthAddress != "127.0.0.1:2" || c.namespace != "n" {
+		c.metricsAddress != "127.0.0.1:1" || c.healthAddress != "127.0.0.1:2" || c.namespace != "n" || c.azureCloudConfig != "clouds.json" {
 		t.Errorf("got %+v", c)
 	}
 }
@@ -87,8 +87,9 @@ func TestFlagMistakes(t *testing.T) {
 		{"--type=aws", `"aws" is not NAME=STORE`},
 		{"--type==s3", `"=s3" is not NAME=STORE`},
 		{"--type=", `"" is not NAME=STORE`},
-		{"--type=gcp=gcs", `unknown store "gcs", must be s3`},
-		{"--type=s3=", `unknown store "", must be s3`},
+		{"--type=gcp=gcs", `unknown store "gcs", must be s3 or azure`},
+		{"--type=s3=", `unknown store "", must be s3 or azure`},
+		{"--type=azure=Azure", `unknown store "Azure", must be s3 or azure`},
 		{"--unknown", "not defined"},
 		{"argument", `unexpected argument "argument"`},
 		{"-v=high", "invalid value"},
@@ -109,7 +110,7 @@ func TestHelp(t *testing.T) {
 	if err := run(t.Context(), []string{"--help"}, &output); !errors.Is(err, flag.ErrHelp) {
 		t.Fatalf("got %v", err)
 	}
-	want := []string{"class", "concurrent-syncs", "health-address", "ignore-operation-annotation", "kubeconfig", "metrics-address", "namespace", "type", "v", "verify-interval"}
+	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "health-address", "ignore-operation-annotation", "kubeconfig", "metrics-address", "namespace", "type", "v", "verify-interval"}
 	var got []string
 	for _, match := range regexp.MustCompile(`(?m)^  -(\S+).*\n    \t[A-Za-z/]`).FindAllStringSubmatch(output.String(), -1) {
 		got = append(got, match[1])
@@ -117,9 +118,34 @@ func TestHelp(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("documented: got %q, want %q in\n%s", got, want, output.String())
 	}
-	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, "aws=s3, s3=s3 and S3=s3"} {
+	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, "aws=s3, s3=s3, S3=s3 and azure=azure"} {
 		if !strings.Contains(output.String(), value) {
 			t.Errorf("%s is missing in\n%s", value, output.String())
+		}
+	}
+}
+
+// A file that cannot be read ends the start, before anything is served.
+func TestAzureCloudConfigMistakes(t *testing.T) {
+	directory := t.TempDir()
+	kubeconfig := filepath.Join(directory, "kubeconfig")
+	text := `{"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+		"clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}], "users": [{"name": "u", "user": {}}]}`
+	broken := filepath.Join(directory, "broken")
+	for file, text := range map[string]string{kubeconfig: text, broken: `{"MyCloud": {"blobEndpoint": `} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	missing := filepath.Join(directory, "missing")
+	for _, file := range []string{missing, broken, directory} {
+		// The addresses end the run if the mistake is not found.
+		err := run(t.Context(), []string{"--kubeconfig", kubeconfig, "--azure-cloud-config", file, "--metrics-address=:-1"}, io.Discard)
+		if err == nil || !strings.HasPrefix(err.Error(), "--azure-cloud-config: ") || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", file, err)
+		}
+		if errors.Is(err, os.ErrNotExist) != (file == missing) {
+			t.Errorf("%s: %v is of another kind", file, err)
 		}
 	}
 }
@@ -129,12 +155,12 @@ func TestTypeFlag(t *testing.T) {
 	if got := types.String(); got != "" {
 		t.Errorf("empty: got %q", got)
 	}
-	for _, value := range []string{"s3=s3", "aws=s3", "s3=s3"} {
+	for _, value := range []string{"s3=s3", "aws=s3", "azure=azure", "s3=s3"} {
 		if err := types.Set(value); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := types.String(); got != "aws=s3,s3=s3" {
+	if got := types.String(); got != "aws=s3,azure=azure,s3=s3" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -239,7 +265,7 @@ func (mainTestStore) Observe(context.Context) (BucketState, error) {
 }
 func (s mainTestStore) openStore(bucketRef, map[string][]byte) (Store, error)     { return s, nil }
 func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
-func (mainTestStore) Harden(context.Context) ([]string, error) { return nil, nil }
+func (mainTestStore) Harden(context.Context) ([]string, error)                    { return nil, nil }
 
 func TestDaemon(t *testing.T) {
 	for _, ignore := range []bool{false, true} {

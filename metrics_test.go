@@ -22,6 +22,9 @@ func metricsTestFull() *metrics {
 	setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, "", Policy{})
 	m.bucketLastVerified.WithLabelValues("")
 	m.bucketRetained.WithLabelValues("")
+	m.bucketExtensions.WithLabelValues("")
+	m.bucketKeyCreated.WithLabelValues("")
+	m.bucketKeyRotations.WithLabelValues("")
 	m.purgedObjects.WithLabelValues("")
 	m.purgedBytes.WithLabelValues("")
 	m.entryRetained.WithLabelValues("", "")
@@ -219,6 +222,7 @@ func TestInitBucket(t *testing.T) {
 		"policy_refusals_total,bucket=a,reason=disable":  0,
 		"policy_refusals_total,bucket=a,reason=unlock":   0,
 		"policy_refusals_total,bucket=a,reason=shorten":  0,
+		"policy_refusals_total,bucket=a,reason=extend":   0,
 	}
 	if got := metricsTestOf(t, m, "bucket", "a"); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -246,9 +250,12 @@ func TestForgetBucket(t *testing.T) {
 		setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, name, Policy{Days: 1, Locked: true})
 		m.bucketLastVerified.WithLabelValues(name)
 		m.bucketRetained.WithLabelValues(name)
+		m.bucketExtensions.WithLabelValues(name)
+		m.bucketKeyCreated.WithLabelValues(name)
+		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 12 {
+	if len(others) != 16 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")
@@ -285,6 +292,7 @@ func TestSetPolicyGauges(t *testing.T) {
 		{Policy{Days: 4}, 0, 345600},
 		{Policy{}, 0, 0},
 		{Policy{Days: s3MaxRetentionDays, Locked: true}, 1, 36500 * 86400},
+		{Policy{Days: azureMaxRetentionDays, Locked: true}, 1, 146000 * 86400},
 	}
 	for _, test := range tests {
 		setPolicyGauges(m.bucketLocked, m.bucketRetention, "a", test.policy)

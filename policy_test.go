@@ -1,8 +1,11 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -339,7 +342,7 @@ func TestPolicyString(t *testing.T) {
 	}
 }
 
-func FuzzParsePolicy(f *testing.F) {
+func FuzzParseConfig(f *testing.F) {
 	for _, seed := range []string{
 		"", "null", "{}", "[]", `"x"`, "7", "{" + policyTestHeader + "}",
 		policyTestConfig(`"retentionPeriod": "96h", "mode": "compliance", "locked": true`),
@@ -348,23 +351,38 @@ func FuzzParsePolicy(f *testing.F) {
 		policyTestConfig(`"retentionPeriod": "2562047h47m16.854775807s"`),
 		policyTestConfig("\"retentionPeriod\": \"\xff\""),
 		policyTestConfig(`"retentionPeriod": "96h", "mode": "governance", "locked": true`),
+		policyTestConfig(`"retentionPeriod": "2400000h", "locked": true`),
+		"{" + policyTestHeader + `, "cloudConfiguration": {"name": "AzurePublic"}, "rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 90}}`,
+		"{" + policyTestHeader + `, "cloudConfiguration": {"name": "\u0000"}, "rotationConfig": {"rotationPeriodDays": -1, "expirationPeriodDays": null}}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := policyTestParse("s3", raw)
-		if err != nil {
-			var mistake *configError
-			if !errors.As(err, &mistake) || !got.None() || got.Locked {
-				t.Errorf("got %s with the error %v of type %T", got, err, err)
+		for kind, limit := range map[storeKind]int32{storeS3: s3MaxRetentionDays, storeAzure: azureMaxRetentionDays} {
+			got, err := parseConfig(kind, "s3", raw)
+			if err != nil {
+				var mistake *configError
+				if !errors.As(err, &mistake) || !got.Policy.None() || got.Policy.Locked {
+					t.Errorf("%s: got %s with the error %v of type %T", kind, got.Policy, err, err)
+				}
+				if utf8.Valid(raw) && !utf8.ValidString(err.Error()) {
+					t.Errorf("%s: the message %q is no UTF-8", kind, err)
+				}
 			}
-			if utf8.Valid(raw) && !utf8.ValidString(err.Error()) {
-				t.Errorf("the message %q is no UTF-8", err)
+			if p := got.Policy; p.Days < 0 || p.Days > limit || p.None() && p.Locked {
+				t.Errorf("%s: accepted %+v", kind, p)
 			}
-			return
-		}
-		if got.Days < 0 || got.Days > s3MaxRetentionDays || got.None() && got.Locked {
-			t.Errorf("accepted %+v", got)
+			if kind == storeS3 && (got.Cloud != "" || got.Rotation != nil) {
+				t.Errorf("S3 knows %+v", got)
+			}
+			if r := got.Rotation; r != nil && (r.Period < 48*time.Hour || r.ExpirationDays < 0 ||
+				r.ExpirationDays > 0 && time.Duration(r.ExpirationDays)*24*time.Hour <= r.Period) {
+				t.Errorf("accepted %+v", *r)
+			}
+			// What is written is what is read.
+			if back, err := json.Marshal(providerStatus(kind, "s3", got.Policy)); err != nil || recordedPolicy(back) != got.Policy {
+				t.Errorf("%s: %s reads back as %s, %v", back, got.Policy, recordedPolicy(back), err)
+			}
 		}
 	})
 }
@@ -380,5 +398,323 @@ func TestParsePolicyMessagesAreReadable(t *testing.T) {
 		if message := err.Error(); strings.ContainsAny(message, "\n") || strings.Contains(message, "Go ") || strings.Contains(message, "main.") {
 			t.Errorf("not one readable sentence: %s", message)
 		}
+	}
+}
+
+const azureTestHeader = `"apiVersion": "azure.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketConfig"`
+
+// azureTestRaw is a providerConfig with further fields.
+func azureTestRaw(fields string) string { return "{" + azureTestHeader + ", " + fields + "}" }
+
+func azureTestImmutability(fields string) string {
+	return azureTestRaw(`"immutability": {"retentionType": "bucket", ` + fields + "}")
+}
+
+const testDay = 24 * time.Hour
+
+func TestParseConfigAzure(t *testing.T) {
+	tests := []struct {
+		name, raw string
+		want      bucketConfig
+	}{
+		{"absent", "", bucketConfig{}},
+		{"null", "null", bucketConfig{}},
+		{"nothing", "{" + azureTestHeader + "}", bucketConfig{}},
+		{"null fields", azureTestRaw(`"immutability": null, "cloudConfiguration": null, "rotationConfig": null`), bucketConfig{}},
+		{"every field", azureTestRaw(`"immutability": {"retentionType": "bucket", "retentionPeriod": "96h", "locked": true},
+			"cloudConfiguration": {"name": "AzureChina"}, "rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 90}`),
+			bucketConfig{Policy: Policy{Days: 4, Locked: true}, Cloud: "AzureChina", Rotation: &keyRotation{Period: 30 * testDay, ExpirationDays: 90}}},
+		{"not locked", azureTestImmutability(`"retentionPeriod": "96h"`), bucketConfig{Policy: Policy{Days: 4}}},
+		{"unlocked", azureTestImmutability(`"retentionPeriod": "96h", "locked": false`), bucketConfig{Policy: Policy{Days: 4}}},
+		{"null locked", azureTestImmutability(`"retentionPeriod": "96h", "locked": null`), bucketConfig{Policy: Policy{Days: 4}}},
+		{"longer than S3 allows", azureTestImmutability(`"retentionPeriod": "2400000h", "locked": true`), bucketConfig{Policy: Policy{Days: 100000, Locked: true}}},
+		{"longest", azureTestImmutability(`"retentionPeriod": "3504000h"`), bucketConfig{Policy: Policy{Days: 146000}}},
+		{"a cloud alone", azureTestRaw(`"cloudConfiguration": {"name": "my cloud"}`), bucketConfig{Cloud: "my cloud"}},
+		{"shortest rotation", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2}`), bucketConfig{Rotation: &keyRotation{Period: 2 * testDay}}},
+		{"null expiration", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2, "expirationPeriodDays": null}`), bucketConfig{Rotation: &keyRotation{Period: 2 * testDay}}},
+		{"expiration just above", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 31}`),
+			bucketConfig{Rotation: &keyRotation{Period: 30 * testDay, ExpirationDays: 31}}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			if err != nil || !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got %+v, %v; want %+v", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestParseConfigAzureMistakes(t *testing.T) {
+	const (
+		immutability = "spec.providerConfig.immutability."
+		rotation     = "spec.providerConfig.rotationConfig."
+	)
+	tests := []struct {
+		name, raw string
+		// want is the message; ending in "..." it is only how the message begins.
+		want string
+	}{
+		{"no object", "[]", "spec.providerConfig..."},
+		{"truncated", "{", "spec.providerConfig cannot be decoded: ..."},
+		{"no kind", "{}", `spec.providerConfig.kind is "", must be "BackupBucketConfig"`},
+		{"apiVersion of another type", "{" + policyTestHeader + "}",
+			`spec.providerConfig.apiVersion is "s3.provider.extensions.gardener.cloud/v1alpha1", must be "azure.provider.extensions.gardener.cloud/v1alpha1" for spec.type "azure"`},
+		{"unknown field", azureTestRaw(`"immutabilty": {}`), `spec.providerConfig is not valid: unknown field "immutabilty"`},
+		{"field in another case", azureTestRaw(`"rotationconfig": {}`), `spec.providerConfig is not valid: unknown field "rotationconfig"`},
+		{"duplicated key", azureTestRaw(`"kind": "BackupBucketConfig"`), `spec.providerConfig is not valid: duplicate field "kind"`},
+		{"mode is S3's", azureTestImmutability(`"retentionPeriod": "96h", "mode": "compliance"`), `spec.providerConfig is not valid: unknown field "immutability.mode"`},
+
+		{"wrong retentionType", azureTestRaw(`"immutability": {"retentionType": "object", "retentionPeriod": "96h"}`), immutability + `retentionType is "object", must be "bucket"`},
+		{"no retentionPeriod", azureTestImmutability(`"locked": true`), immutability + `retentionPeriod is missing: write whole days in hours, such as "96h"`},
+		{"not whole days", azureTestImmutability(`"retentionPeriod": "25h"`), immutability + "retentionPeriod is 25h, must be whole days (a multiple of 24h)"},
+		{"too short", azureTestImmutability(`"retentionPeriod": "23h"`), immutability + "retentionPeriod is 23h, must be at least 24h"},
+		{"no duration", azureTestImmutability(`"retentionPeriod": "4d"`), immutability + `retentionPeriod "4d" is not a duration up to 3504000h: ...`},
+		{"longer than Azure allows", azureTestImmutability(`"retentionPeriod": "3504024h"`), immutability + "retentionPeriod..."},
+		{"locked is a string", azureTestImmutability(`"retentionPeriod": "96h", "locked": "true"`), immutability + "locked must not be a JSON string"},
+
+		{"no cloud name", azureTestRaw(`"cloudConfiguration": {}`), "spec.providerConfig.cloudConfiguration.name is empty"},
+		{"empty cloud name", azureTestRaw(`"cloudConfiguration": {"name": ""}`), "spec.providerConfig.cloudConfiguration.name is empty"},
+		{"cloud name is a number", azureTestRaw(`"cloudConfiguration": {"name": 1}`), "spec.providerConfig.cloudConfiguration.name must not be a JSON number"},
+		{"cloud is a string", azureTestRaw(`"cloudConfiguration": "AzurePublic"`), "spec.providerConfig.cloudConfiguration must not be a JSON string"},
+		{"unknown field of the cloud", azureTestRaw(`"cloudConfiguration": {"name": "x", "host": "y"}`), `spec.providerConfig is not valid: unknown field "cloudConfiguration.host"`},
+
+		{"no rotation period", azureTestRaw(`"rotationConfig": {}`), rotation + "rotationPeriodDays is 0, must be at least 2"},
+		{"rotation period of 0", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 0}`), rotation + "rotationPeriodDays is 0, must be at least 2"},
+		{"rotation period of 1", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 1, "expirationPeriodDays": 9}`), rotation + "rotationPeriodDays is 1, must be at least 2"},
+		{"negative rotation period", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": -30}`), rotation + "rotationPeriodDays is -30, must be at least 2"},
+		{"rotation period is a string", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": "30"}`), rotation + "rotationPeriodDays must not be a JSON string"},
+		{"rotation period is a fraction", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2.5}`), "spec.providerConfig..."},
+		{"rotation period is no int32", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2147483648}`), "spec.providerConfig..."},
+		{"expiration is the rotation period", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 30}`),
+			rotation + "expirationPeriodDays is 30, must be above rotationPeriodDays, which is 30"},
+		{"expiration below the rotation period", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 29}`),
+			rotation + "expirationPeriodDays is 29, must be above rotationPeriodDays, which is 30"},
+		{"expiration of 0", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 0}`),
+			rotation + "expirationPeriodDays is 0, must be above rotationPeriodDays, which is 30"},
+		{"expiration alone", azureTestRaw(`"rotationConfig": {"expirationPeriodDays": 90}`), rotation + "rotationPeriodDays is 0, must be at least 2"},
+		{"unknown field of the rotation", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "days": 1}`), `spec.providerConfig is not valid: unknown field "rotationConfig.days"`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			if !got.Policy.None() {
+				t.Errorf("got %s with an error", got.Policy)
+			}
+			var mistake *configError
+			if !errors.As(err, &mistake) {
+				t.Fatalf("got error %v of type %T, want a *configError", err, err)
+			}
+			begin, open := strings.CutSuffix(test.want, "...")
+			if open && !strings.HasPrefix(err.Error(), begin) || !open && err.Error() != test.want {
+				t.Errorf("got  %s\nwant %s", err, test.want)
+			}
+			if message := err.Error(); strings.ContainsAny(message, "\n") || strings.Contains(message, "Go ") || strings.Contains(message, "main.") {
+				t.Errorf("not one readable sentence: %s", message)
+			}
+		})
+	}
+	for _, field := range []string{`"rotationConfig": {"rotationPeriodDays": 30}`, `"cloudConfiguration": {"name": "AzurePublic"}`} {
+		if _, err := parseConfig(storeS3, "s3", []byte("{"+policyTestHeader+", "+field+"}")); err == nil || !strings.Contains(err.Error(), "unknown field") {
+			t.Errorf("%s on S3: %v", field, err)
+		}
+	}
+}
+
+// A period that overflows would make the keys due at every look.
+func TestParseConfigAzureLongRotation(t *testing.T) {
+	for _, days := range []int32{106751, 106752, 200000, 213504, 1 << 30, math.MaxInt32} {
+		config, err := parseConfig(storeAzure, "azure", fmt.Appendf(nil, `{%s, "rotationConfig": {"rotationPeriodDays": %d}}`, azureTestHeader, days))
+		if err != nil {
+			continue
+		}
+		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		if config.Rotation.Period <= 0 || config.Rotation.due(now.Add(-time.Hour), now) {
+			t.Errorf("with %d days a key of an hour is due, the period is %s", days, config.Rotation.Period)
+		}
+	}
+}
+
+// A mistake in one field must not send credentials to another cloud than the spec names.
+func TestParseConfigAzurePartial(t *testing.T) {
+	rotation := &keyRotation{Period: 30 * testDay}
+	const fields = `"cloudConfiguration": {"name": "AzureChina"}, "rotationConfig": {"rotationPeriodDays": 30}`
+	tests := []struct {
+		name, raw string
+		want      bucketConfig
+	}{
+		{"immutability", azureTestRaw(fields + `, "immutability": {"retentionType": "bucket", "retentionPeriod": "25h"}`), bucketConfig{Cloud: "AzureChina", Rotation: rotation}},
+		{"rotation", azureTestRaw(`"cloudConfiguration": {"name": "AzureChina"}, "rotationConfig": {"rotationPeriodDays": 1}`), bucketConfig{Cloud: "AzureChina"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			if err == nil || !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got %+v, %v; want %+v", got, err, test.want)
+			}
+		})
+	}
+	for name, raw := range map[string]string{
+		"unknown field":         azureTestRaw(fields + `, "immutabilty": {}`),
+		"unknown nested field":  azureTestRaw(fields + `, "immutability": {"retentionType": "bucket", "retentionPeriod": "96h", "mode": "compliance"}`),
+		"field of another type": azureTestRaw(fields + `, "immutability": {"retentionType": "bucket", "retentionPeriod": 96}`),
+		"wrong apiVersion":      strings.Replace(azureTestRaw(fields), "v1alpha1", "v1", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := parseConfig(storeAzure, "azure", []byte(raw)); err == nil || got.Cloud != "AzureChina" {
+				t.Errorf("got %+v, %v; want the cloud", got, err)
+			}
+		})
+	}
+}
+
+func TestRefuseExtension(t *testing.T) {
+	refusal := refuseExtension(Policy{Days: 10, Locked: true}, Policy{Days: 4, Locked: true})
+	want := "the bucket has a locked retention of 96h, spec.providerConfig asks for locked retention of 240h: " +
+		"Azure allows a locked policy to be extended only five times, and that has been done; write retentionPeriod: 96h"
+	if refusal.Error() != want || refusal.Reason != "extend" {
+		t.Errorf("reason %s, got %s", refusal.Reason, refusal)
+	}
+}
+
+// What is recorded reads back as it was.
+func TestProviderStatus(t *testing.T) {
+	policies := []Policy{{Days: 1}, {Days: 1, Locked: true}, {Days: 4}, {Days: 4, Locked: true}, {Days: s3MaxRetentionDays, Locked: true}}
+	for kind, policies := range map[storeKind][]Policy{
+		storeS3:    policies,
+		storeAzure: append(slices.Clone(policies), Policy{Days: 100000, Locked: true}, Policy{Days: azureMaxRetentionDays, Locked: true}),
+	} {
+		for _, policy := range policies {
+			data, err := json.Marshal(providerStatus(kind, "my", policy))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := recordedPolicy(data); got != policy {
+				t.Errorf("%s: %s reads back as %s", data, policy, got)
+			}
+			mode := ""
+			if kind == storeS3 {
+				mode = `,"mode":"governance"`
+				if policy.Locked {
+					mode = `,"mode":"compliance"`
+				}
+			}
+			want := fmt.Sprintf(`{"apiVersion":"my.provider.extensions.gardener.cloud/v1alpha1","kind":"BackupBucketStatus","immutability":{"retentionType":"bucket","retentionPeriod":"%s","locked":%t%s}}`,
+				policy.Hours(), policy.Locked, mode)
+			if string(data) != want {
+				t.Errorf("got  %s\nwant %s", data, want)
+			}
+		}
+		if got := providerStatus(kind, "my", Policy{}); got != nil {
+			t.Errorf("no policy is recorded as %v", got)
+		}
+	}
+}
+
+// Whatever else lies in a status is no record of ours.
+func TestRecordedPolicyOfOthers(t *testing.T) {
+	const immutability = `"immutability": {"retentionType": "bucket", "retentionPeriod": "96h", "locked": true}`
+	const version = `"apiVersion": "azure.provider.extensions.gardener.cloud/v1alpha1"`
+	if got, want := recordedPolicy([]byte("{"+version+`, "kind": "BackupBucketStatus", `+immutability+"}")), (Policy{Days: 4, Locked: true}); got != want {
+		t.Fatalf("our own: got %s", got)
+	}
+	for _, raw := range []string{
+		"", "null", "{}", "[]", `"x"`, "7", "{", "\xff",
+		"{" + immutability + "}",
+		"{" + version + ", " + immutability + "}",
+		"{" + version + `, "kind": "BackupBucketConfig", ` + immutability + "}",
+		"{" + version + `, "kind": "backupbucketstatus", ` + immutability + "}",
+		"{" + version + `, "kind": "BackupBucketStatus"}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": null}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": "locked"}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": {}}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": {"retentionType": "object", "retentionPeriod": "96h", "locked": true}}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": {"retentionType": "bucket", "retentionPeriod": "-96h", "locked": true}}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": {"retentionType": "bucket", "retentionPeriod": "25h", "locked": true}}`,
+		"{" + version + `, "kind": "BackupBucketStatus", "immutability": {"retentionType": "bucket", "retentionPeriod": "96h", "locked": "yes"}}`,
+	} {
+		if got := recordedPolicy([]byte(raw)); got != (Policy{}) {
+			t.Errorf("%s: got %s", raw, got)
+		}
+	}
+}
+
+func TestPlanKeys(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	key := func(name string, age time.Duration) accessKey {
+		return accessKey{Name: name, Value: name + "-value", Created: now.Add(-age)}
+	}
+	undated := func(name string) accessKey { return accessKey{Name: name, Value: name + "-value"} }
+	both := func(first, second accessKey) []accessKey { return []accessKey{first, second} }
+	const (
+		month     = 30 * testDay
+		no, asked = false, true
+	)
+	monthly := &keyRotation{Period: month}
+	tests := []struct {
+		name      string
+		keys      []accessKey
+		published string
+		rotation  *keyRotation
+		requested bool
+		publish   string
+		// regenerate is published instead, if it is not empty.
+		regenerate string
+	}{
+		{"no keys", nil, "", monthly, asked, "", ""},
+		{"no keys, something published", nil, "old", monthly, asked, "", ""},
+
+		{"one key", []accessKey{key("a", 0)}, "", nil, no, "a", ""},
+		{"one key, published", []accessKey{key("a", 0)}, "a-value", nil, no, "a", ""},
+		{"one key, nothing to rotate to", []accessKey{key("a", month)}, "a-value", monthly, asked, "a", ""},
+
+		{"nothing published", both(key("a", 2), key("b", 1)), "", nil, no, "b", ""},
+		{"nothing published, rotation is due and asked for", both(key("a", 2*month), key("b", month)), "", monthly, asked, "b", ""},
+		{"the youngest is the first", both(key("a", 1), key("b", 2)), "a-value", nil, no, "a", ""},
+		{"the youngest is the second", both(key("a", 2), key("b", 1)), "b-value", nil, no, "b", ""},
+
+		{"both of one age, nothing published", both(key("a", 1), key("b", 1)), "", nil, no, "a", ""},
+		{"both of one age, the first published", both(key("a", 1), key("b", 1)), "a-value", nil, no, "a", ""},
+		{"both of one age, the second published", both(key("a", 1), key("b", 1)), "b-value", nil, no, "b", ""},
+		{"both of one age, something else published", both(key("a", 1), key("b", 1)), "x", nil, no, "a", ""},
+		{"both of one age, the second published, asked for", both(key("a", 1), key("b", 1)), "b-value", nil, asked, "b", "a"},
+
+		{"unknown ages, nothing published", both(undated("a"), undated("b")), "", monthly, no, "a", ""},
+		{"unknown ages without rotation", both(undated("a"), undated("b")), "b-value", nil, no, "b", ""},
+		{"unknown ages are due", both(undated("a"), undated("b")), "b-value", monthly, no, "b", "a"},
+		{"of unknown age is older, first", both(undated("a"), key("b", 10*month)), "b-value", nil, no, "b", ""},
+		{"of unknown age is older, second", both(key("a", 10*month), undated("b")), "a-value", nil, asked, "a", "b"},
+		{"of unknown age is published, the other is younger", both(undated("a"), key("b", 1)), "a-value", monthly, asked, "b", ""},
+
+		{"just not due", both(key("a", month-1), key("b", 2*month)), "a-value", monthly, no, "a", ""},
+		{"just due", both(key("a", month), key("b", 2*month)), "a-value", monthly, no, "a", "b"},
+		{"long due", both(key("a", 9*month), key("b", 8*month)), "b-value", monthly, no, "b", "a"},
+		{"due without rotation", both(key("a", 9*month), key("b", 8*month)), "b-value", nil, no, "b", ""},
+		{"created in the future", both(key("a", -testDay), key("b", 9*month)), "a-value", monthly, no, "a", ""},
+
+		{"asked for without rotation", both(key("a", 1), key("b", 2)), "a-value", nil, asked, "a", "b"},
+		{"asked for, not due", both(key("a", 1), key("b", 2)), "a-value", monthly, asked, "a", "b"},
+
+		{"cut off", both(key("a", 1), key("b", month)), "b-value", nil, no, "a", ""},
+		{"cut off, asked for", both(key("a", 1), key("b", month)), "b-value", nil, asked, "a", ""},
+		{"cut off long ago, due again", both(key("a", month), key("b", 2*month)), "b-value", monthly, asked, "a", ""},
+		{"a value of neither", both(key("a", 2), key("b", 1)), "x", monthly, asked, "b", ""},
+
+		{"the oldest of three goes", []accessKey{key("a", 2), key("b", 3), key("c", 1)}, "c-value", nil, asked, "c", "b"},
+		{"the oldest of three comes first", []accessKey{key("a", 3), key("b", 1), key("c", 2)}, "b-value", nil, asked, "b", "a"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			publish, regenerate := planKeys(test.keys, test.published, test.rotation, test.requested, now)
+			if publish.Name != test.publish || regenerate != test.regenerate {
+				t.Errorf("publishes %q, regenerates %q; want %q, %q", publish.Name, regenerate, test.publish, test.regenerate)
+			}
+			if test.publish != "" && publish.Value != test.publish+"-value" {
+				t.Errorf("publishes %q of key %q", publish.Value, publish.Name)
+			}
+			if regenerate != "" && regenerate == publish.Name {
+				t.Error("regenerates the key that is in use")
+			}
+		})
 	}
 }

@@ -323,3 +323,37 @@ func TestSecretsGet(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestGeneratedSecretRef(t *testing.T) {
+	for annotation, want := range map[string]string{"": "garden/generated-bucket-b", "shoot--p--s": "shoot--p--s/generated-bucket-b"} {
+		u := testObject(kindBackupBucket, "b", "bucket-b")
+		if annotation != "" {
+			withAnnotation(annotationGeneratedSecretNamespace, annotation)(u)
+		}
+		if got := generatedSecretRef(decodeBucket(u)).String(); got != want {
+			t.Errorf("annotation %q: got %s, want %s", annotation, got, want)
+		}
+	}
+}
+
+func TestEtcdBackupSecretOnAzure(t *testing.T) {
+	source := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "garden", Name: "entry", Labels: map[string]string{"a": "b"}}, Data: generatedData("bkpb", memKey1)}
+	source.Data[dataKeyBucketName] = []byte("other")
+	existing := &corev1.Secret{Data: map[string][]byte{"region": {1}, "token": {2}}}
+	got, err := etcdBackupSecret(storeAzure, decodeTestEntry(testEntry), source, existing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := generatedData("bkpb", memKey1)
+	want[dataKeyBucketName] = []byte("b")
+	if !sameData(got.Data, want) || len(got.Labels) > 0 || !maps.Equal(got.Annotations, map[string]string{annotationCreatedBy: testEntry}) {
+		t.Errorf("data %q, want %q, metadata %v", got.Data, want, got.ObjectMeta)
+	}
+	if string(source.Data[dataKeyBucketName]) != "other" {
+		t.Error("the source was changed")
+	}
+	if _, err := etcdBackupSecret(storeAzure, decodeTestEntry(testEntry), workloadIdentitySource(), nil); codeOf(err) != codeConfigurationProblem ||
+		!strings.Contains(err.Error(), "garden/entry") || strings.Contains(err.Error(), secretMarker) {
+		t.Errorf("of a workload identity: %v", err)
+	}
+}

@@ -89,6 +89,8 @@ func TestCodeOf(t *testing.T) {
 		{"config", configErrorf("x"), codeConfigurationProblem},
 		{"wrapped config", fmt.Errorf("secret: %w", configErrorf("x")), codeConfigurationProblem},
 		{"refusal", &Refusal{Message: "x"}, codeConfigurationProblem},
+		{"refused extension", refuseExtension(Policy{Days: 2}, Policy{Days: 1}), codeConfigurationProblem},
+		{"waiting", &waitError{reason: "x"}, ""},
 		{"missing secret", &secretMissingError{}, ""},
 		{"words alone", errors.New("AccessDenied Unauthorized NotFound Conflict"), ""},
 		{"none", nil, ""},

@@ -608,9 +608,9 @@ func readAzureBatch(ctx context.Context, response *http.Response) (*http.Respons
 		return nil, errAzureBatch
 	}
 	parts := multipart.NewReader(bytes.NewReader(body), params["boundary"])
-	for {
+	for answered := 0; ; answered++ {
 		part, err := parts.NextPart()
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) && answered == size {
 			return response, nil
 		}
 		if err != nil {
@@ -948,7 +948,8 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 		code = codeUnauthorized
 	case status == http.StatusTooManyRequests:
 		code = codeRateLimitsExceeded
-	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusPreconditionFailed:
+	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusPreconditionFailed,
+		status < http.StatusBadRequest: // a long-running operation that failed
 		code = codeRetryableDependencies
 	case name == "":
 		return codeRetryableConfiguration, fmt.Sprintf("the answer with HTTP status %d is not one of Azure", status)
@@ -1040,7 +1041,7 @@ type azureEntry struct {
 
 // Purge implements Objects.
 func (e *azureEntry) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
-	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, retention: e.Recorded.Retention()}
+	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, days: int(e.Recorded.Days)}
 	return p.run(ctx)
 }
 
@@ -1524,11 +1525,8 @@ func (b *azureBucket) accessKeys(result armstorage.AccountListKeysResult, fresh 
 	slices.SortFunc(keys, func(x, y accessKey) int { return cmp.Compare(x.Name, y.Name) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.key = ""
-	for _, key := range keys {
-		if b.key == "" || key.Name != fresh {
-			b.key = key.Value
-		}
+	if i := slices.IndexFunc(keys, func(key accessKey) bool { return key.Name != fresh }); i >= 0 {
+		b.key = keys[i].Value
 	}
 	return keys
 }
@@ -1580,7 +1578,7 @@ func (b *azureBucket) Purge(ctx context.Context, prefix string) (PurgeResult, er
 	if err != nil {
 		return PurgeResult{}, err
 	}
-	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, retention: known.policy.Retention(), held: known.legalHold}
+	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, days: int(known.policy.Days), held: known.legalHold}
 	return p.run(ctx)
 }
 
@@ -1760,10 +1758,10 @@ type azurePurge struct {
 	clients *azureClients
 	blobs   *container.Client
 	prefix  string
-	// retention is that of the container's policy, zero if it is not known; held says that
+	// days are those of the container's policy, zero if it is not known; held says that
 	// the container is under a legal hold.
-	retention time.Duration
-	held      bool
+	days int
+	held bool
 
 	versions bool // seen, by the lister only
 
@@ -1888,9 +1886,8 @@ func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range batch {
-		end := b.created.Add(p.retention)
 		learned := p.retainedSince != nil && !b.created.Before(*p.retainedSince)
-		if p.held || b.held || learned || b.until.After(p.now) || p.retention > 0 && end.After(p.now) {
+		if p.held || b.held || learned || p.end(b).After(p.now) {
 			p.retain(b)
 		} else {
 			out = append(out, b)
@@ -1899,14 +1896,20 @@ func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 	return out
 }
 
+// end is when a blob becomes free, as far as that is known. All that Azure allows as days
+// is more than a time.Duration can hold.
+func (p *azurePurge) end(b azureBlob) time.Time {
+	if end := b.created.AddDate(0, 0, p.days); p.days > 0 && end.After(b.until) {
+		return end
+	}
+	return b.until
+}
+
 // retain counts a retained blob.
 func (p *azurePurge) retain(b azureBlob) {
 	p.result.Retained++
 	p.result.RetainedBytes += b.size
-	end := b.until
-	if p.retention > 0 && b.created.Add(p.retention).After(end) {
-		end = b.created.Add(p.retention)
-	}
+	end := p.end(b)
 	if p.held || b.held || !end.After(p.now) {
 		p.endless = true
 	}

@@ -1,5 +1,5 @@
 // Package e2e drives the built bucketwarden binary from outside, against a real
-// kube-apiserver and a real MinIO, as gardenlet would.
+// kube-apiserver, a real MinIO and an Azure of real parts, as gardenlet would.
 package e2e
 
 import (
@@ -32,6 +32,8 @@ const gardenNamespace = "garden"
 var (
 	kube  *env.Kube
 	minio *env.MinIO
+	// azure is not for tests that move its clock.
+	azure *env.Azure
 	// store is a client of minio with its root credentials.
 	store    *s3.Client
 	binaries env.Binaries
@@ -66,6 +68,10 @@ func run(m *testing.M) (int, error) {
 	}
 	defer minio.Stop()
 	store = minio.S3(minio.Endpoint)
+	if azure, err = env.StartAzure(ctx, env.AzureOptions{Azurite: binaries.Azurite}); err != nil {
+		return 1, err
+	}
+	defer azure.Stop()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: gardenNamespace}}
 	if _, err := kube.Client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
 		return 1, fmt.Errorf("creating namespace %s: %w", gardenNamespace, err)
@@ -75,6 +81,17 @@ func run(m *testing.M) (int, error) {
 
 // tlsMinIO is a MinIO that serves HTTPS, for the tests that need one.
 func tlsMinIO(t *testing.T) *env.MinIO { return startMinIO(t, env.MinIOOptions{TLS: true}) }
+
+// startAzure starts an Azure for one test that moves its clock.
+func startAzure(t *testing.T) *env.Azure {
+	t.Helper()
+	a, err := env.StartAzure(t.Context(), env.AzureOptions{Azurite: binaries.Azurite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Stop)
+	return a
+}
 
 // startMinIO starts a MinIO for one test.
 func startMinIO(t *testing.T, options env.MinIOOptions) *env.MinIO {
@@ -108,6 +125,9 @@ type daemon struct {
 	*env.Daemon
 	kind string
 	args []string
+	env  []string
+	// azure is what it serves; nil on S3.
+	azure *env.Azure
 
 	mu sync.Mutex
 	// logs are those of the daemons that ended before a restart.
@@ -118,8 +138,28 @@ type daemon struct {
 // gracefully, without a data race or a panic in its log.
 func startDaemon(t *testing.T, args ...string) *daemon {
 	t.Helper()
-	d := &daemon{kind: newName("t")}
-	d.args = append([]string{"--type=" + d.kind + "=s3", "--verify-interval=1s"}, args...)
+	return startDaemonFor(t, &daemon{kind: newName("t"), args: args}, "s3")
+}
+
+// startAzureDaemon is startDaemon for a daemon that serves azure.
+func startAzureDaemon(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	return startDaemonOn(t, azure, args...)
+}
+
+// startDaemonOn is startDaemon for a daemon that serves an Azure.
+func startDaemonOn(t *testing.T, a *env.Azure, args ...string) *daemon {
+	t.Helper()
+	return startDaemonFor(t, &daemon{
+		kind: newName("t"), azure: a, env: []string{"SSL_CERT_FILE=" + a.CAFile},
+		args: append([]string{"--azure-cloud-config=" + a.CloudConfig}, args...),
+	}, "azure")
+}
+
+func startDaemonFor(t *testing.T, d *daemon, store string) *daemon {
+	t.Helper()
+	d.args = append([]string{"--type=" + d.kind + "=" + store, "--verify-interval=1s"}, d.args...)
+	d.env = append(d.env, "KUBE_CACHE_MUTATION_DETECTOR=true")
 	d.start(t)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errors.New("the daemon does not stop"))
@@ -150,8 +190,7 @@ func (d *daemon) start(t *testing.T) {
 		d.mu.Unlock()
 	}
 	started, err := env.StartDaemon(t.Context(), env.DaemonOptions{
-		Binary: binaries.Daemon, Kubeconfig: kube.Kubeconfig, Args: d.args,
-		Env: []string{"KUBE_CACHE_MUTATION_DETECTOR=true"},
+		Binary: binaries.Daemon, Kubeconfig: kube.Kubeconfig, Args: d.args, Env: d.env,
 	})
 	if err != nil {
 		t.Fatal(err)
