@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -226,6 +228,23 @@ func newS3Clients(m *metrics) *s3Clients {
 
 // openStore implements storeOpener.
 func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
+	b, err := c.open(ref, credentials)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// openObjects implements storeOpener: entries have the same credentials as buckets.
+func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	b, err := c.open(ref, credentials)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (*s3Bucket, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
 		return nil, s3NoSuchBucket(err)
 	}
@@ -234,11 +253,6 @@ func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Sto
 		return nil, err
 	}
 	return &s3Bucket{bucketRef: bucketRef{Name: ref.Name, Region: client.region}, s3Client: client}, nil
-}
-
-// openObjects implements storeOpener: entries have the same credentials as buckets.
-func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
-	return c.openStore(ref, credentials)
 }
 
 // s3NoSuchBucket is the error of a name or region that no bucket can have.
@@ -1317,6 +1331,7 @@ func (v s3Version) identifier() types.ObjectIdentifier {
 type s3Purge struct {
 	*s3Bucket
 	prefix string
+	before func(context.Context) error
 
 	mu     sync.Mutex
 	result PurgeResult
@@ -1328,21 +1343,23 @@ type s3Purge struct {
 }
 
 // Purge implements Store.
-func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
-	p := &s3Purge{s3Bucket: b, prefix: prefix}
+func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	p := &s3Purge{s3Bucket: b, prefix: prefix, before: before}
 	start := time.Now()
 	for round := 1; ; round++ {
-		before := p.result
+		deleted := p.result.Deleted
 		err := p.deleteVersions(ctx)
 		switch {
 		case s3ErrorCode(err) == "NoSuchBucket":
 			return p.result, nil
+		case errors.As(err, new(*beforeError)):
+			return p.result, errors.Unwrap(err)
 		case err != nil:
 			return p.result, b.fail(err)
 		}
 		// Pages continue behind versions that were deleted meanwhile. What a store
 		// skips then, or does not delete as it says, is found by listing again.
-		if p.result.Retained > 0 || p.result == before {
+		if p.result.Retained > 0 || p.result.Deleted == deleted {
 			break
 		}
 		if round == s3MaxPurgeRounds {
@@ -1375,6 +1392,7 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (err error) {
 		if page, err = p.ListObjectVersions(ctx, in); err != nil {
 			break
 		}
+		p.noteTime(page.ResultMetadata)
 		var versions []s3Version
 		if versions, err = p.versions(page); err != nil {
 			break
@@ -1409,6 +1427,58 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (err error) {
 	return err
 }
 
+// noteTime keeps the store's time, ours if it does not tell.
+func (p *s3Purge) noteTime(metadata middleware.Metadata) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.result.Now = s3Now(metadata)
+}
+
+func s3Now(metadata middleware.Metadata) time.Time {
+	if now, ok := awsmiddleware.GetServerTime(metadata); ok {
+		return now
+	}
+	return time.Now()
+}
+
+// List implements Objects. It lists versions: a delete marker does not hide an object.
+func (b *s3Bucket) List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	var objects []objectInfo
+	now := time.Now()
+	pager := s3.NewListObjectVersionsPaginator(b.Client, &s3.ListObjectVersionsInput{Bucket: &b.Name, Prefix: &prefix, MaxKeys: aws.Int32(s3PageSize)})
+	for pager.HasMorePages() {
+		page, err := pager.NextPage(ctx)
+		if s3ErrorCode(err) == "NoSuchBucket" {
+			return nil, now, nil
+		}
+		if err != nil {
+			return nil, now, b.fail(err)
+		}
+		now = s3Now(page.ResultMetadata)
+		for _, v := range page.Versions {
+			o := objectInfo{Key: aws.ToString(v.Key), Created: aws.ToTime(v.LastModified)}
+			// The versions of a key follow each other, the newest first.
+			if n := len(objects); n > 0 && objects[n-1].Key == o.Key {
+				objects[n-1].Created = o.Created
+				continue
+			}
+			objects = append(objects, o)
+		}
+	}
+	return objects, now, nil
+}
+
+// Put implements Objects. AWS wants a checksum of everything that falls under object lock,
+// whichever the client is configured to send.
+func (b *s3Bucket) Put(ctx context.Context, key string) error {
+	sum := md5.Sum(nil)
+	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(nil), ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))})
+	if err != nil {
+		return b.fail(err)
+	}
+	return nil
+}
+
 // versions reads a page. A store that lists other keys than those asked for gets none
 // of them deleted.
 func (p *s3Purge) versions(page *s3.ListObjectVersionsOutput) ([]s3Version, error) {
@@ -1430,6 +1500,10 @@ func (p *s3Purge) versions(page *s3.ListObjectVersionsOutput) ([]s3Version, erro
 // deleteBatch deletes up to 1000 versions. Errors come per key within a success.
 func (p *s3Purge) deleteBatch(ctx context.Context, batch []s3Version) {
 	for attempt := 1; ; attempt++ {
+		if err := checkBefore(ctx, p.before); err != nil {
+			p.setError(batch[0].key, err)
+			return
+		}
 		objects := make([]types.ObjectIdentifier, len(batch))
 		for i, v := range batch {
 			objects[i] = v.identifier()
