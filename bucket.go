@@ -618,6 +618,12 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 	published := ""
 	if p.generated != nil {
 		published = string(p.generated.Data[dataKeyStorageKey])
+		for i := range keys {
+			// Of a key that we have regenerated ourselves we know what Azure does not tell.
+			if keys[i].Value == published && keys[i].Created.IsZero() {
+				keys[i].Created = keyCreated(p.generated)
+			}
+		}
 	}
 	requested := p.admission.rotationRequested(&p.b.object)
 	publish, regenerate := planKeys(keys, published, p.wish.config.Rotation, requested, time.Now())
@@ -643,9 +649,11 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 			return err
 		}
 	}
-	if p.generated, err = p.secrets.publish(ctx, p.b, p.generated, data, publish.Created); err != nil {
+	generated, err := p.secrets.publish(ctx, p.b, p.generated, data, publish.Created)
+	if err != nil {
 		return err
 	}
+	p.generated = generated
 	p.setKeyCreated(publish.Created)
 	return nil
 }
@@ -665,6 +673,9 @@ func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name
 	i := slices.IndexFunc(keys, func(key accessKey) bool { return key.Name == name })
 	if i < 0 {
 		return accessKey{}, nil
+	}
+	if keys[i].Created.IsZero() {
+		keys[i].Created = time.Now()
 	}
 	return keys[i], nil
 }

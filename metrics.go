@@ -159,7 +159,7 @@ func setPolicyGauges(locked, retention *prometheus.GaugeVec, bucket string, p Po
 		value = 1
 	}
 	locked.WithLabelValues(bucket).Set(value)
-	retention.WithLabelValues(bucket).Set(p.Retention().Seconds())
+	retention.WithLabelValues(bucket).Set(float64(p.Days) * 24 * 60 * 60)
 }
 
 // queueMetrics provides client-go's workqueue metrics on our registry.

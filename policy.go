@@ -4,7 +4,7 @@ import (
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
-	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,8 +21,9 @@ type Policy struct {
 // None says that nothing is retained.
 func (p Policy) None() bool { return p.Days == 0 }
 
-// Retention is the retention period; S3 and Azure both count days of 24 hours.
-func (p Policy) Retention() time.Duration { return time.Duration(p.Days) * 24 * time.Hour }
+// until is when the retention of what was created then ends; S3 and Azure both count days
+// of 24 hours, more of them than a time.Duration holds.
+func (p Policy) until(created time.Time) time.Time { return created.UTC().AddDate(0, 0, int(p.Days)) }
 
 // Hours is the retention period as an operator writes it in retentionPeriod.
 func (p Policy) Hours() string { return fmt.Sprintf("%dh", int64(p.Days)*24) }
@@ -184,7 +185,7 @@ type bucketConfig struct {
 
 // keyRotation says when an account's access keys are rotated.
 type keyRotation struct {
-	Period time.Duration
+	Days int32
 	// ExpirationDays is the account's key expiration policy, 0 if none is asked for.
 	ExpirationDays int32
 }
@@ -239,10 +240,16 @@ func parseConfig(kind storeKind, providerType string, raw []byte) (bucketConfig,
 	}
 	if kind == storeAzure {
 		var c azureBucketConfig
-		if err := decodeConfig(providerType, raw, &c); err != nil {
-			return bucketConfig{}, err
+		decodeErr := decodeConfig(providerType, raw, &c)
+		config := bucketConfig{}
+		if c.CloudConfiguration != nil {
+			config.Cloud = c.CloudConfiguration.Name
 		}
-		return c.parse()
+		if decodeErr != nil {
+			return config, decodeErr
+		}
+		err := c.parse(&config)
+		return config, err
 	}
 	var c s3BucketConfig
 	if err := decodeConfig(providerType, raw, &c); err != nil {
@@ -278,19 +285,15 @@ func decodeConfig(providerType string, raw []byte, config interface{ header() co
 	return nil
 }
 
-func (c *azureBucketConfig) parse() (bucketConfig, error) {
-	config := bucketConfig{}
-	if c.CloudConfiguration != nil {
-		if config.Cloud = c.CloudConfiguration.Name; config.Cloud == "" {
-			return config, configErrorf("spec.providerConfig.cloudConfiguration.name is empty")
-		}
+func (c *azureBucketConfig) parse(config *bucketConfig) (err error) {
+	if c.CloudConfiguration != nil && config.Cloud == "" {
+		return configErrorf("spec.providerConfig.cloudConfiguration.name is empty")
 	}
-	var err error
 	if config.Rotation, err = c.RotationConfig.rotation(); err != nil {
-		return config, err
+		return err
 	}
 	config.Policy, err = c.Immutability.policy(azureMaxRetentionDays)
-	return config, err
+	return err
 }
 
 // rotation applies the rules of gardener/gardener-extension-provider-azure
@@ -303,7 +306,7 @@ func (c *rotationConfig) rotation() (*keyRotation, error) {
 	if c.RotationPeriodDays < 2 {
 		return nil, configErrorf("%srotationPeriodDays is %d, must be at least 2", path, c.RotationPeriodDays)
 	}
-	rotation := &keyRotation{Period: time.Duration(c.RotationPeriodDays) * 24 * time.Hour}
+	rotation := &keyRotation{Days: c.RotationPeriodDays}
 	if c.ExpirationPeriodDays != nil {
 		rotation.ExpirationDays = *c.ExpirationPeriodDays
 		if rotation.ExpirationDays <= c.RotationPeriodDays {
@@ -358,16 +361,21 @@ func parseRetentionDays(path, value string, limit int32) (int32, error) {
 	if value == "" {
 		return 0, configErrorf("%s is missing: write whole days in hours, such as \"96h\"", path)
 	}
+	// A duration ends at about 292 years, Azure's retention at 400.
+	if digits, ok := strings.CutSuffix(value, "h"); ok {
+		if hours, err := strconv.ParseUint(digits, 10, 63); err == nil && hours%24 == 0 && hours > 0 && hours/24 <= uint64(limit) {
+			return int32(hours / 24), nil
+		}
+	}
 	period, err := time.ParseDuration(value)
 	switch {
 	case err != nil:
-		// Beyond about 292 years a duration overflows and reads as malformed.
 		return 0, configErrorf("%s %q is not a duration up to %dh: write whole days in hours, such as \"96h\"", path, strings.ToValidUTF8(value, "?"), int64(limit)*24)
 	case period < day:
 		return 0, configErrorf("%s is %s, must be at least 24h", path, value)
 	case period%day != 0:
 		return 0, configErrorf("%s is %s, must be whole days (a multiple of 24h)", path, value)
-	case period/day > time.Duration(min(limit, math.MaxInt32)):
+	case period/day > time.Duration(limit):
 		return 0, configErrorf("%s is %s, the store allows at most %dh", path, value, int64(limit)*24)
 	}
 	return int32(period / day), nil
@@ -402,5 +410,5 @@ func planKeys(keys []accessKey, published string, rotation *keyRotation, request
 
 // due says whether a key created then is to be replaced; one of unknown age is.
 func (r *keyRotation) due(created, now time.Time) bool {
-	return created.IsZero() || !now.Before(created.Add(r.Period))
+	return created.IsZero() || !now.Before(created.UTC().AddDate(0, 0, int(r.Days)))
 }

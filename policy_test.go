@@ -323,21 +323,23 @@ func TestParsePolicyNamesTheType(t *testing.T) {
 
 func TestPolicyString(t *testing.T) {
 	tests := []struct {
-		policy    Policy
-		text      string
-		retention time.Duration
+		policy Policy
+		text   string
+		// end of the retention of an object of 2026-01-02.
+		end string
 	}{
-		{Policy{}, "no immutability", 0},
-		{Policy{Days: 1}, "unlocked retention of 24h", 24 * time.Hour},
-		{Policy{Days: 4, Locked: true}, "locked retention of 96h", 96 * time.Hour},
-		{Policy{Days: s3MaxRetentionDays, Locked: true}, "locked retention of 876000h", 876000 * time.Hour},
+		{Policy{}, "no immutability", "2026-01-02"},
+		{Policy{Days: 1}, "unlocked retention of 24h", "2026-01-03"},
+		{Policy{Days: 4, Locked: true}, "locked retention of 96h", "2026-01-06"},
+		{Policy{Days: s3MaxRetentionDays, Locked: true}, "locked retention of 876000h", "2125-12-09"},
+		{Policy{Days: azureMaxRetentionDays, Locked: true}, "locked retention of 3504000h", "2425-09-27"},
 	}
 	for _, test := range tests {
 		if got := test.policy.String(); got != test.text {
 			t.Errorf("got %q, want %q", got, test.text)
 		}
-		if got := test.policy.Retention(); got != test.retention {
-			t.Errorf("%s: got %s, want %s", test.text, got, test.retention)
+		if got := test.policy.until(time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)).Format(time.DateOnly); got != test.end {
+			t.Errorf("%s: ends on %s, want %s", test.text, got, test.end)
 		}
 	}
 }
@@ -375,8 +377,8 @@ func FuzzParseConfig(f *testing.F) {
 			if kind == storeS3 && (got.Cloud != "" || got.Rotation != nil) {
 				t.Errorf("S3 knows %+v", got)
 			}
-			if r := got.Rotation; r != nil && (r.Period < 48*time.Hour || r.ExpirationDays < 0 ||
-				r.ExpirationDays > 0 && time.Duration(r.ExpirationDays)*24*time.Hour <= r.Period) {
+			if r := got.Rotation; r != nil && (r.Days < 2 || r.ExpirationDays < 0 ||
+				r.ExpirationDays > 0 && r.ExpirationDays <= r.Days) {
 				t.Errorf("accepted %+v", *r)
 			}
 			// What is written is what is read.
@@ -423,17 +425,17 @@ func TestParseConfigAzure(t *testing.T) {
 		{"null fields", azureTestRaw(`"immutability": null, "cloudConfiguration": null, "rotationConfig": null`), bucketConfig{}},
 		{"every field", azureTestRaw(`"immutability": {"retentionType": "bucket", "retentionPeriod": "96h", "locked": true},
 			"cloudConfiguration": {"name": "AzureChina"}, "rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 90}`),
-			bucketConfig{Policy: Policy{Days: 4, Locked: true}, Cloud: "AzureChina", Rotation: &keyRotation{Period: 30 * testDay, ExpirationDays: 90}}},
+			bucketConfig{Policy: Policy{Days: 4, Locked: true}, Cloud: "AzureChina", Rotation: &keyRotation{Days: 30, ExpirationDays: 90}}},
 		{"not locked", azureTestImmutability(`"retentionPeriod": "96h"`), bucketConfig{Policy: Policy{Days: 4}}},
 		{"unlocked", azureTestImmutability(`"retentionPeriod": "96h", "locked": false`), bucketConfig{Policy: Policy{Days: 4}}},
 		{"null locked", azureTestImmutability(`"retentionPeriod": "96h", "locked": null`), bucketConfig{Policy: Policy{Days: 4}}},
 		{"longer than S3 allows", azureTestImmutability(`"retentionPeriod": "2400000h", "locked": true`), bucketConfig{Policy: Policy{Days: 100000, Locked: true}}},
 		{"longest", azureTestImmutability(`"retentionPeriod": "3504000h"`), bucketConfig{Policy: Policy{Days: 146000}}},
 		{"a cloud alone", azureTestRaw(`"cloudConfiguration": {"name": "my cloud"}`), bucketConfig{Cloud: "my cloud"}},
-		{"shortest rotation", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2}`), bucketConfig{Rotation: &keyRotation{Period: 2 * testDay}}},
-		{"null expiration", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2, "expirationPeriodDays": null}`), bucketConfig{Rotation: &keyRotation{Period: 2 * testDay}}},
+		{"shortest rotation", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2}`), bucketConfig{Rotation: &keyRotation{Days: 2}}},
+		{"null expiration", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 2, "expirationPeriodDays": null}`), bucketConfig{Rotation: &keyRotation{Days: 2}}},
 		{"expiration just above", azureTestRaw(`"rotationConfig": {"rotationPeriodDays": 30, "expirationPeriodDays": 31}`),
-			bucketConfig{Rotation: &keyRotation{Period: 30 * testDay, ExpirationDays: 31}}},
+			bucketConfig{Rotation: &keyRotation{Days: 30, ExpirationDays: 31}}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -529,15 +531,15 @@ func TestParseConfigAzureLongRotation(t *testing.T) {
 			continue
 		}
 		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-		if config.Rotation.Period <= 0 || config.Rotation.due(now.Add(-time.Hour), now) {
-			t.Errorf("with %d days a key of an hour is due, the period is %s", days, config.Rotation.Period)
+		if config.Rotation.Days <= 0 || config.Rotation.due(now.Add(-time.Hour), now) {
+			t.Errorf("with %d days a key of an hour is due, the period is %d days", days, config.Rotation.Days)
 		}
 	}
 }
 
 // A mistake in one field must not send credentials to another cloud than the spec names.
 func TestParseConfigAzurePartial(t *testing.T) {
-	rotation := &keyRotation{Period: 30 * testDay}
+	rotation := &keyRotation{Days: 30}
 	const fields = `"cloudConfiguration": {"name": "AzureChina"}, "rotationConfig": {"rotationPeriodDays": 30}`
 	tests := []struct {
 		name, raw string
@@ -650,7 +652,7 @@ func TestPlanKeys(t *testing.T) {
 		month     = 30 * testDay
 		no, asked = false, true
 	)
-	monthly := &keyRotation{Period: month}
+	monthly := &keyRotation{Days: 30}
 	tests := []struct {
 		name      string
 		keys      []accessKey

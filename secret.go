@@ -169,15 +169,17 @@ func generatedSecretRef(b *backupBucket) types.NamespacedName {
 // generated reads a BackupBucket's generated secret; nil if there is none. It is the one
 // that the status refers to, if that is set: the annotation may have changed since.
 func (s *secrets) generated(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
-	ref := generatedSecretRef(b)
-	if b.GeneratedSecretRef.Name == ref.Name {
-		ref = b.GeneratedSecretRef
+	refs := []types.NamespacedName{generatedSecretRef(b)}
+	if b.GeneratedSecretRef.Name == refs[0].Name && b.GeneratedSecretRef != refs[0] {
+		refs = []types.NamespacedName{b.GeneratedSecretRef, refs[0]}
 	}
-	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
+	for _, ref := range refs {
+		secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			return secret, wrapf(err, "reading the generated secret %s", ref)
+		}
 	}
-	return secret, wrapf(err, "reading the generated secret %s", ref)
+	return nil, nil
 }
 
 // publish writes the generated secret of a BackupBucket with the given data, created says
@@ -189,12 +191,22 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 	if !created.IsZero() {
 		wanted.Annotations = map[string]string{annotationKeyCreated: created.UTC().Format(time.RFC3339)}
 	}
-	if existing == nil || existing.Namespace != ref.Namespace {
-		secret, err := s.client.CoreV1().Secrets(ref.Namespace).Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager})
-		if err != nil {
-			return nil, fmt.Errorf("creating the generated secret %s: %w", ref, err)
+	client := s.client.CoreV1().Secrets(ref.Namespace)
+	if moved := existing != nil && existing.Namespace != ref.Namespace; existing == nil || moved {
+		secret, err := client.Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager})
+		if err == nil && moved {
+			err = s.deleteGenerated(ctx, existing)
 		}
-		if existing != nil {
+		if !apierrors.IsAlreadyExists(err) {
+			return secret, wrapf(err, "creating the generated secret %s", ref)
+		}
+		// A move was cut off.
+		there, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("reading the generated secret %s: %w", ref, err)
+		}
+		secret, err = s.publish(ctx, b, there, data, created)
+		if err == nil && moved {
 			err = s.deleteGenerated(ctx, existing)
 		}
 		return secret, err

@@ -962,7 +962,7 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 	said := s.message(err)
 	switch {
 	case azureTaken[name]:
-		return code, fmt.Sprintf("the name of storage account %s is taken (%s): it exists outside of resource group %q, or belongs to somebody else; storage account names are shared by all customers, choose another name for the bucket", s.Account, name, s.Name)
+		return code, s.taken(name)
 	case azureBadRegion[name]:
 		return code, fmt.Sprintf("region %q does not exist in the cloud, or has no zone-redundant storage accounts (%s)%s", s.Region, name, said)
 	case name == "SubscriptionNotFound", name == "InvalidSubscriptionId":
@@ -980,6 +980,8 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 	case action == "" && code == codeUnauthenticated:
 		// The key was read just before.
 		return codeRetryableDependencies, fmt.Sprintf("storage account %s does not accept its own key (%s): somebody has regenerated it meanwhile", s.Account, name)
+	case action == "" && code == codeUnauthorized && s.entry:
+		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules have to admit this daemon, and %s in the credentials secret has to be its key%s", s.Account, name, dataKeyStorageKey, said)
 	case action == "" && code == codeUnauthorized:
 		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules or a policy have to admit this daemon%s", s.Account, name, said)
 	case code == codeUnauthenticated:
@@ -988,6 +990,11 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 		return code, fmt.Sprintf("access denied (%s): a role of the client has to allow the action %s on resource group %q, and nothing may deny it", name, action, s.Name)
 	}
 	return code, fmt.Sprintf("Azure answers %s%s", name, said)
+}
+
+func (s *azureSubject) taken(code string) string {
+	return fmt.Sprintf("the name of storage account %s is taken (%s): it exists outside of resource group %q, or belongs to somebody else; "+
+		"storage account names are shared by all customers, choose another name for the bucket", s.Account, code, s.Name)
 }
 
 // message is the message of Azure, if it has one.
@@ -1185,6 +1192,9 @@ func (b *azureBucket) Create(ctx context.Context, _ bool) error {
 	b.forget()
 	if !known.account {
 		if !known.group {
+			if err := b.checkName(ctx); err != nil {
+				return err
+			}
 			if err := b.createGroup(ctx); err != nil {
 				return err
 			}
@@ -1200,6 +1210,18 @@ func (b *azureBucket) Create(ctx context.Context, _ bool) error {
 	})
 	if err != nil {
 		return b.fail(err)
+	}
+	return nil
+}
+
+// checkName keeps a group from being made for an account whose name is taken. It needs a
+// permission on the whole subscription: without an answer the creation will tell.
+func (b *azureBucket) checkName(ctx context.Context) error {
+	answer, err := azureCall(ctx, "StorageAccounts.CheckName", func(ctx context.Context) (armstorage.AccountsClientCheckNameAvailabilityResponse, error) {
+		return b.accounts.CheckNameAvailability(ctx, armstorage.AccountCheckNameAvailabilityParameters{Name: &b.Account, Type: to.Ptr(azureAccountType)}, nil)
+	})
+	if err == nil && deref(answer.Reason) == armstorage.ReasonAlreadyExists {
+		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q cannot be created: %s", b.Name, b.taken(string(armstorage.ReasonAlreadyExists)))
 	}
 	return nil
 }

@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
+
+	"bucketwarden/test/env"
 )
 
 // documentedRules are the rules that docs/operations.md tells operators to grant.
@@ -26,8 +30,10 @@ func documentedRules(t *testing.T) []rbacv1.PolicyRule {
 	return role.Rules
 }
 
-func TestDocumentedPermissionsSuffice(t *testing.T) {
-	t.Parallel()
+// documentedAccount returns the kubeconfig of a service account with only the documented
+// permissions.
+func documentedAccount(t *testing.T) (kubeconfig string) {
+	t.Helper()
 	name := newName("permissions")
 	kubeconfig, err := kube.ServiceAccountKubeconfig(t.Context(), gardenNamespace, name)
 	if err != nil {
@@ -44,10 +50,14 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	return kubeconfig
+}
 
+func TestDocumentedPermissionsSuffice(t *testing.T) {
+	t.Parallel()
 	namespace := newName("own")
 	createNamespace(t, namespace, nil)
-	d := startDaemon(t, "--kubeconfig="+kubeconfig, "--namespace="+namespace)
+	d := startDaemon(t, "--kubeconfig="+documentedAccount(t), "--namespace="+namespace)
 	bucket := newName("backups")
 	createBucket(t, bucketObject(bucket, d.kind, nil))
 	waitHealthy(t, buckets, bucket)
@@ -68,7 +78,98 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 	remove(t, buckets, bucket)
 	waitGone(t, buckets, bucket)
 	awaitEvent(t, "BucketDeleted", bucket)
+	checkNothingForbidden(t, d)
+}
+
+func checkNothingForbidden(t *testing.T, d *daemon) {
+	t.Helper()
 	if strings.Contains(d.allLogs(), "forbidden") {
 		t.Errorf("the daemon lacks a permission:\n%s", d.allLogs())
+	}
+}
+
+// documentedActions are the actions of the role that docs/azure.md tells operators to grant.
+func documentedActions(t *testing.T) map[string]bool {
+	t.Helper()
+	document, err := os.ReadFile("../../docs/azure.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(document), "```json\n{\"Name\": \"bucketwarden\"")
+	block, _, found := strings.Cut(after, "```")
+	var role struct{ Actions []string }
+	if err := json.Unmarshal([]byte(`{"Name": "bucketwarden"`+block), &role); err != nil || !found || len(role.Actions) == 0 {
+		t.Fatalf("no role in the document: %v", err)
+	}
+	actions := map[string]bool{}
+	for _, action := range role.Actions {
+		actions[strings.ToLower(action)] = true
+	}
+	return actions
+}
+
+// azureActions are the actions that operations need
+// (learn.microsoft.com/azure/role-based-access-control/permissions/storage).
+var azureActions = map[string]string{
+	"ResourceGroups_Get":                              "Microsoft.Resources/subscriptions/resourceGroups/read",
+	"ResourceGroups_CreateOrUpdate":                   "Microsoft.Resources/subscriptions/resourceGroups/write",
+	"ResourceGroups_Delete":                           "Microsoft.Resources/subscriptions/resourceGroups/delete",
+	"Resources_ListByResourceGroup":                   "Microsoft.Resources/subscriptions/resourceGroups/resources/read",
+	"StorageAccounts_GetProperties":                   "Microsoft.Storage/storageAccounts/read",
+	"StorageAccounts_Create":                          "Microsoft.Storage/storageAccounts/write",
+	"StorageAccounts_Update":                          "Microsoft.Storage/storageAccounts/write",
+	"StorageAccounts_Delete":                          "Microsoft.Storage/storageAccounts/delete",
+	"StorageAccounts_ListKeys":                        "Microsoft.Storage/storageAccounts/listkeys/action",
+	"StorageAccounts_RegenerateKey":                   "Microsoft.Storage/storageAccounts/regeneratekey/action",
+	"BlobContainers_Get":                              "Microsoft.Storage/storageAccounts/blobServices/containers/read",
+	"BlobContainers_List":                             "Microsoft.Storage/storageAccounts/blobServices/containers/read",
+	"BlobContainers_Create":                           "Microsoft.Storage/storageAccounts/blobServices/containers/write",
+	"BlobContainers_Delete":                           "Microsoft.Storage/storageAccounts/blobServices/containers/delete",
+	"BlobContainers_CreateOrUpdateImmutabilityPolicy": "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/write",
+	"BlobContainers_DeleteImmutabilityPolicy":         "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/delete",
+	"BlobContainers_LockImmutabilityPolicy":           "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/lock/action",
+	"BlobContainers_ExtendImmutabilityPolicy":         "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/extend/action",
+	// The result of an operation belongs to whoever began it.
+	"Operations_Get": "",
+}
+
+func TestAzureDocumentedPermissionsSuffice(t *testing.T) {
+	t.Parallel()
+	namespace, generated := newName("own"), newName("generated")
+	createNamespace(t, namespace, nil)
+	createNamespace(t, generated, nil)
+	d := startAzureDaemon(t, "--kubeconfig="+documentedAccount(t), "--namespace="+namespace)
+	bucket, entry := azureName(), newName("shoot--p--s")
+	d.createAzureBucket(t, bucket, days(4, false))
+	for _, immutability := range []map[string]any{nil, days(1, true), days(2, true)} {
+		reconcile(t, buckets, bucket, immutable(immutability))
+		waitHealthy(t, buckets, bucket)
+	}
+	must(t, azure.SetAccountProperty(azureAccountName(bucket), "properties.minimumTlsVersion", "TLS1_0"))
+	reconcile(t, buckets, bucket, func(o *unstructured.Unstructured) { annotate(o, annotationGeneratedSecretNamespace, generated) })
+	waitHealthy(t, buckets, bucket)
+	reconcile(t, buckets, bucket, func(o *unstructured.Unstructured) { annotate(o, annotationGeneratedSecretNamespace, gardenNamespace) })
+	waitHealthy(t, buckets, bucket)
+	rotateRequested(t, bucket)
+	awaitRotateRemoved(t, bucket)
+	createNamespace(t, entry, nil)
+	d.createAzureEntry(t, entry+"--uid", bucket)
+	remove(t, entries, entry+"--uid")
+	waitGone(t, entries, entry+"--uid")
+	remove(t, buckets, bucket)
+	d.awaitAzureGone(t, bucket)
+	awaitEvent(t, "BucketDeleted", bucket)
+	checkNothingForbidden(t, d)
+
+	documented := documentedActions(t)
+	for _, r := range azure.Requests(bucket) {
+		action, known := azureActions[r.Operation]
+		switch {
+		case r.Plane != env.PlaneARM:
+		case !known:
+			t.Errorf("nobody knows which action %s needs", r.Operation)
+		case action != "" && !documented[strings.ToLower(action)]:
+			t.Errorf("docs/azure.md lacks the action %s", action)
+		}
 	}
 }

@@ -254,7 +254,7 @@ func StartAzure(ctx context.Context, options AzureOptions) (_ *Azure, err error)
 		ClientSecret:   rand.Text(),
 		Token:          rand.Text(),
 		dir:            dir,
-		client:         &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100}},
+		client:         &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100, IdleConnTimeout: time.Minute}},
 		tokens:         map[string]bool{},
 		groups:         map[string]*azureGroup{},
 		accounts:       map[string]*azureAccount{},
@@ -326,7 +326,10 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 		// Azurite knows the versions of the API up to its own release only, and fails
 		// requests of newer SDKs unless told not to look.
 		cmd := exec.Command("node", script, "--blobHost", "127.0.0.1", "--blobPort", port,
-			"--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck")
+			"--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck",
+			// By default it closes idle connections after 5 seconds. One that is just being
+			// used would be an error.
+			"--blobKeepAliveTimeout", "3600")
 		cmd.Dir = a.dir
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.dir, "AZURITE_ACCOUNTS=" + strings.Join(accounts, ";")}
 		if a.process, err = startProcess("Azurite", cmd, nil); err != nil {
@@ -558,6 +561,7 @@ func newKey() []byte {
 	return key
 }
 
+// newUUID returns a random UUID.
 func newUUID() string {
 	var id [16]byte
 	_, _ = rand.Read(id[:])

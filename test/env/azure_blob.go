@@ -228,7 +228,7 @@ func signShared(r *http.Request, account poolAccount) {
 	r.Header.Set("Authorization", "SharedKey "+account.name+":"+signature(account.key, text))
 }
 
-// handleBlob is called for requests and for the parts of a batch.
+// handleBlob checks a request and has it answered.
 func (a *Azure) handleBlob(ctx context.Context, method, path, rawQuery string, header http.Header, body []byte,
 	target blobTarget, request *AzureRequest, own bool,
 ) *azureAnswer {
@@ -251,9 +251,24 @@ func (a *Azure) handleBlob(ctx context.Context, method, path, rawQuery string, h
 	if refused := a.refusal(ctx, account, target, header); refused != nil {
 		return refused
 	}
-	// All clients of Azurite wait for the same answer, so it is no use to end a request
-	// because its client has gone; and one must not be half done.
-	answer, err := a.azuriteSend(context.WithoutCancel(ctx), method, account.pool, target.path, azuriteQuery(target, rawQuery), forwarded(header), body)
+	answer := a.forward(ctx, account, method, target, rawQuery, header, body)
+	a.noteContainer(target, answer.status)
+	if target.operation == "GetContainerProperties" && answer.status < 300 {
+		answer.header.Set("X-Ms-Has-Immutability-Policy", strconv.FormatBool(account.container.policy != nil))
+		answer.header.Set("X-Ms-Has-Legal-Hold", strconv.FormatBool(len(account.container.holds) > 0))
+	}
+	return answer
+}
+
+// forward lets Azurite answer a request. What a list should include and Azurite does not
+// know, such as versions and legal holds, it ignores.
+func (a *Azure) forward(ctx context.Context, account blobAccount, method string, target blobTarget, rawQuery string, header http.Header, body []byte) *azureAnswer {
+	header = header.Clone()
+	for _, name := range []string{"Authorization", "Connection", "Content-Length", "Expect", ownHeader} {
+		header.Del(name)
+	}
+	// A request is not left half done because its client has gone.
+	answer, err := a.azuriteSend(context.WithoutCancel(ctx), method, account.pool, target.path, rawQuery, header, body)
 	if err != nil {
 		return a.blobError(http.StatusInternalServerError, "InternalError", err.Error())
 	}
@@ -263,41 +278,7 @@ func (a *Azure) handleBlob(ctx context.Context, method, path, rawQuery string, h
 	if method != http.MethodHead {
 		answer.header.Del("Content-Length")
 	}
-	// In Azurite's errors, listings and headers the account has another name.
-	answer.body = bytes.ReplaceAll(answer.body, []byte(a.azurite+"/"+a.pool[account.pool].name), []byte(strings.ReplaceAll(a.BlobEndpoint, "{account}", target.account)))
-	a.noteContainer(target, answer.status)
-	if target.operation == "GetContainerProperties" && answer.status < 300 {
-		answer.header.Set("X-Ms-Has-Immutability-Policy", strconv.FormatBool(account.container.policy != nil))
-		answer.header.Set("X-Ms-Has-Legal-Hold", strconv.FormatBool(len(account.container.holds) > 0))
-	}
 	return answer
-}
-
-// forwarded returns the headers of a request that Azurite gets. Those of a connection and
-// what was signed are not among them.
-func forwarded(header http.Header) http.Header {
-	header = header.Clone()
-	for _, name := range []string{"Authorization", "Connection", "Content-Length", "Expect", "Host", "Transfer-Encoding", ownHeader} {
-		header.Del(name)
-	}
-	return header
-}
-
-// azuriteQuery returns the query without what Azurite refuses and Azure knows
-// (learn.microsoft.com/rest/api/storageservices/list-blobs).
-func azuriteQuery(target blobTarget, rawQuery string) string {
-	if target.operation != "ListBlobs" || !target.query.Has("include") {
-		return rawQuery
-	}
-	query := maps.Clone(target.query)
-	include := slices.DeleteFunc(strings.Split(query.Get("include"), ","), func(item string) bool {
-		return slices.Contains([]string{"versions", "deleted", "deletedwithversions", "immutabilitypolicy", "legalhold", "permissions"}, item)
-	})
-	query.Del("include")
-	if len(include) > 0 {
-		query.Set("include", strings.Join(include, ","))
-	}
-	return query.Encode()
 }
 
 // noteContainer tells Resource Manager of containers that the data plane made or deleted.
@@ -403,7 +384,8 @@ func (a *Azure) batch(ctx context.Context, header http.Header, body []byte, targ
 	request.SubRequests = len(parts)
 	answers := make([]*azureAnswer, len(parts))
 	if len(parts) > batchLimit || len(parts) == 0 {
-		// The answer is a batch too, with one part without a Content-ID.
+		// The answer is a batch too, with one part without a Content-ID: so expects it the
+		// SDK. The page names no code.
 		parts = []*multipart.Part{{}}
 		answers = []*azureAnswer{a.blobError(http.StatusBadRequest, "ExceedsMaxBatchRequestCount",
 			fmt.Sprintf("The batch operation has %d subrequests; 1 to %d are allowed.", len(contents), batchLimit))}
@@ -433,7 +415,6 @@ func (a *Azure) batch(ctx context.Context, header http.Header, body []byte, targ
 		}
 		w, _ := writer.CreatePart(partHeader) // a bytes.Buffer takes all
 		fmt.Fprintf(w, "HTTP/1.1 %d %s\r\n", answers[i].status, http.StatusText(answers[i].status))
-		answers[i].header.Del("Content-Length")
 		if len(answers[i].body) > 0 {
 			answers[i].header.Set("Content-Length", strconv.Itoa(len(answers[i].body)))
 		}
@@ -490,13 +471,7 @@ func (a *Azure) batchPart(ctx context.Context, content []byte, version string, b
 	if refused := a.refusal(ctx, account, target, r.Header); refused != nil {
 		return refused
 	}
-	answer, err := a.azuriteSend(context.WithoutCancel(ctx), r.Method, account.pool, target.path, rawQuery, forwarded(r.Header), nil)
-	if err != nil {
-		return a.blobError(http.StatusInternalServerError, "InternalError", err.Error())
-	}
-	for _, name := range []string{"Connection", "Keep-Alive", "Transfer-Encoding", "Date"} {
-		answer.header.Del(name)
-	}
+	answer := a.forward(ctx, account, r.Method, target, rawQuery, r.Header, nil)
 	if fault.DropAnswer {
 		return nil
 	}

@@ -426,6 +426,7 @@ func (a *Azure) groupJSON(group *azureGroup) map[string]any {
 	}
 }
 
+// state is the provisioning state.
 func (group *azureGroup) state() string {
 	if group.deleting != nil {
 		return "Deleting"
@@ -464,7 +465,8 @@ func (a *Azure) putGroup(route armRoute, group *azureGroup, body map[string]any)
 
 // deleteGroup ends the deletion of a group with all that is in it. Accounts that Azure
 // protects stay, and so does the group; the operation fails
-// (github.com/Azure/azure-powershell/issues/26148 shows it).
+// (github.com/Azure/azure-powershell/issues/26148 and, for the format of the error,
+// github.com/Azure/bicep-registry-modules/pull/1607).
 func (a *Azure) deleteGroup(group *azureGroup) *azureAnswer {
 	var kept []string
 	var details []any
@@ -881,6 +883,7 @@ func (p *azurePolicy) json() map[string]any {
 	return properties
 }
 
+// state is as Azure writes it.
 func (p *azurePolicy) state() string {
 	if p.locked {
 		return "Locked"

@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"bucketwarden/test/env"
+)
+
+// TestStoreSeam runs the acceptance suite of the stores, which is in the package of the
+// daemon, against MinIO and an Azure of its own: the suite moves its clock.
+func TestStoreSeam(t *testing.T) {
+	t.Parallel()
+	azure, err := env.StartAzure(t.Context(), env.AzureOptions{Azurite: binaries.Azurite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(azure.Stop)
+	secret, err := json.Marshal(minio.SecretData(minio.Endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-race", "-count=1", "-parallel=8", "-timeout=15m", "-run=^TestStoreAcceptance$", "-v", ".")
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "GOWORK=off", "BUCKETWARDEN_TEST_S3="+string(secret), "BUCKETWARDEN_TEST_AZURE="+azure.ControlURL)
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	missing := map[string]bool{"s3": true, "azure": true}
+	for lines := bufio.NewScanner(output); lines.Scan(); {
+		line := lines.Text()
+		if name, passed := strings.CutPrefix(strings.TrimSpace(line), "--- PASS: TestStoreAcceptance/"); passed {
+			name, _, _ = strings.Cut(name, " ")
+			delete(missing, name)
+		}
+		if !strings.HasPrefix(line, "=== ") {
+			t.Log(line)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the acceptance suite failed: %v", err)
+	}
+	for name := range missing {
+		t.Errorf("store %s did not pass the acceptance suite", name)
+	}
+}
