@@ -696,6 +696,8 @@ type memStore struct {
 	gaps []string
 	// ignoresPolicy: it takes policies and does not keep them.
 	ignoresPolicy bool
+	// offset is how much the store's clock is ahead of ours.
+	offset time.Duration
 	// lag is how many reads of a changed policy still see the old one.
 	lag int
 	// purgeLimit is how many objects a Purge deletes before afterPurge is called and
@@ -716,7 +718,8 @@ type memBucket struct {
 }
 
 type memObject struct {
-	size int64
+	size    int64
+	created time.Time
 	// until is when the retention ends.
 	until time.Time
 	held  bool
@@ -978,8 +981,50 @@ func (c *memClient) apply(b *memBucket, p Policy) {
 	}
 }
 
-func (c *memClient) Purge(_ context.Context, prefix string) (PurgeResult, error) {
-	var result PurgeResult
+// now is the store's time.
+func (s *memStore) now() time.Time { return time.Now().Add(s.offset) }
+
+// List implements Objects.
+func (c *memClient) List(_ context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	if err := c.call("List", strconv.Quote(prefix)); err != nil {
+		return nil, time.Time{}, err
+	}
+	var objects []objectInfo
+	if b := c.buckets[c.ref.Name]; b != nil {
+		for _, key := range slices.Sorted(maps.Keys(b.objects)) {
+			if strings.HasPrefix(key, prefix) {
+				objects = append(objects, objectInfo{Key: key, Created: b.objects[key].created})
+			}
+		}
+	}
+	return objects, c.now(), nil
+}
+
+// Put implements Objects; objects are retained by the bucket's policy.
+func (c *memClient) Put(_ context.Context, key string) error {
+	if err := c.call("Put", key); err != nil {
+		return err
+	}
+	b := c.existing("Put")
+	if _, exists := b.objects[key]; exists {
+		c.h.t.Errorf("Put overwrites %s", key)
+	}
+	created := c.now().Truncate(time.Second)
+	o := memObject{created: created}
+	if p := b.state.Policy; !p.None() {
+		o.until = p.until(created)
+	}
+	b.objects[key] = o
+	return nil
+}
+
+func (c *memClient) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	result := PurgeResult{Now: c.now()}
+	if before != nil {
+		if err := before(ctx); err != nil {
+			return result, err
+		}
+	}
 	if err := c.call("Purge", strconv.Quote(prefix)); err != nil {
 		return result, err
 	}
@@ -997,7 +1042,7 @@ func (c *memClient) Purge(_ context.Context, prefix string) (PurgeResult, error)
 		case hidden:
 		case o.held:
 			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
-		case o.until.After(time.Now()):
+		case o.until.After(c.now()):
 			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
 			if o.until.After(result.RetainedUntil) {
 				result.RetainedUntil = o.until

@@ -36,11 +36,13 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/resources/armresources/v3"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/storage/armstorage/v2"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -1047,9 +1049,55 @@ type azureEntry struct {
 }
 
 // Purge implements Objects.
-func (e *azureEntry) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
-	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, days: int(e.Recorded.Days)}
+func (e *azureEntry) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, before: before, days: int(e.Recorded.Days)}
 	return p.run(ctx)
+}
+
+// List implements Objects. It lists versions: one that is not current is still there.
+func (e *azureEntry) List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	var objects []objectInfo
+	now := time.Now()
+	pager := e.blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: to.Ptr[int32](azurePageSize), Include: container.ListBlobsInclude{Versions: true}})
+	for pager.More() {
+		page, err := azureCall(ctx, "Blobs.List", pager.NextPage)
+		if azureGone(err) {
+			return nil, now, nil
+		}
+		if err != nil {
+			return nil, now, e.fail(err)
+		}
+		now = cmp.Or(deref(page.Date), now)
+		if page.Segment == nil {
+			continue
+		}
+		for _, item := range page.Segment.BlobItems {
+			o := objectInfo{Key: deref(item.Name)}
+			if item.Properties != nil {
+				o.Created = deref(item.Properties.CreationTime)
+			}
+			// The versions of a blob follow each other.
+			if n := len(objects); n > 0 && objects[n-1].Key == o.Key {
+				if o.Created.Before(objects[n-1].Created) {
+					objects[n-1].Created = o.Created
+				}
+				continue
+			}
+			objects = append(objects, o)
+		}
+	}
+	return objects, now, nil
+}
+
+// Put implements Objects.
+func (e *azureEntry) Put(ctx context.Context, key string) error {
+	_, err := azureCall(ctx, "Blobs.Put", func(ctx context.Context) (blockblob.UploadResponse, error) {
+		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(nil)), nil)
+	})
+	if err != nil {
+		return e.fail(err)
+	}
+	return nil
 }
 
 // azureBucket implements accountStore: a container in a storage account in a resource
@@ -1588,7 +1636,7 @@ func (b *azureBucket) blobs(ctx context.Context) (*container.Client, *azureSubje
 }
 
 // Purge implements Store.
-func (b *azureBucket) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
+func (b *azureBucket) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
 	known, err := b.known(ctx)
 	if err != nil || !known.exists {
 		return PurgeResult{}, err
@@ -1600,7 +1648,7 @@ func (b *azureBucket) Purge(ctx context.Context, prefix string) (PurgeResult, er
 	if err != nil {
 		return PurgeResult{}, err
 	}
-	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, days: int(known.policy.Days), held: known.legalHold}
+	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, before: before, days: int(known.policy.Days), held: known.legalHold}
 	return p.run(ctx)
 }
 
@@ -1780,6 +1828,7 @@ type azurePurge struct {
 	clients *azureClients
 	blobs   *container.Client
 	prefix  string
+	before  func(context.Context) error
 	// days are those of the container's policy, zero if it is not known; held says that
 	// the container is under a legal hold.
 	days int
@@ -1789,9 +1838,8 @@ type azurePurge struct {
 
 	mu     sync.Mutex
 	result PurgeResult
-	// now is the store's time. retainedSince is the creation time of the oldest blob that
+	// retainedSince is the creation time of the oldest blob that
 	// the container itself retains: what was created later is retained as well.
-	now           time.Time
 	retainedSince *time.Time
 	// endless says that the end of a retention is not known.
 	endless bool
@@ -1814,6 +1862,8 @@ func (p *azurePurge) run(ctx context.Context) (PurgeResult, error) {
 		switch {
 		case azureGone(err):
 			return p.result, nil
+		case errors.As(err, new(*beforeError)):
+			return p.result, errors.Unwrap(err)
 		case err != nil:
 			return p.result, p.fail(err)
 		case !p.versions || p.result.Deleted == before:
@@ -1874,7 +1924,7 @@ func (p *azurePurge) failed() error {
 // none of them deleted.
 func (p *azurePurge) page(page container.ListBlobsFlatResponse) ([]azureBlob, error) {
 	p.mu.Lock()
-	p.now = cmp.Or(deref(page.Date), time.Now())
+	p.result.Now = cmp.Or(deref(page.Date), time.Now())
 	p.mu.Unlock()
 	if page.Segment == nil {
 		return nil, nil
@@ -1909,7 +1959,7 @@ func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 	defer p.mu.Unlock()
 	for _, b := range batch {
 		learned := p.retainedSince != nil && !b.created.Before(*p.retainedSince)
-		if p.held || b.held || learned || p.end(b).After(p.now) {
+		if p.held || b.held || learned || p.end(b).After(p.result.Now) {
 			p.retain(b)
 		} else {
 			out = append(out, b)
@@ -1932,7 +1982,7 @@ func (p *azurePurge) retain(b azureBlob) {
 	p.result.Retained++
 	p.result.RetainedBytes += b.size
 	end := p.end(b)
-	if p.held || b.held || !end.After(p.now) {
+	if p.held || b.held || !end.After(p.result.Now) {
 		p.endless = true
 	}
 	if end.After(p.result.RetainedUntil) {
@@ -1943,7 +1993,11 @@ func (p *azurePurge) retain(b azureBlob) {
 // deleteBatch deletes up to 256 blobs. Errors come per blob within a success.
 func (p *azurePurge) deleteBatch(ctx context.Context, batch []azureBlob) {
 	for attempt := 1; ; attempt++ {
-		answers, err := p.submit(ctx, batch)
+		err := checkBefore(ctx, p.before)
+		var answers []error
+		if err == nil {
+			answers, err = p.submit(ctx, batch)
+		}
 		var again []azureBlob
 		if err == nil {
 			again, err = p.count(batch, answers, attempt <= azureMaxRetries)

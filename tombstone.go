@@ -328,7 +328,7 @@ func (s *sweeper) open(ctx context.Context, b *backupBucket) (Objects, error) {
 // free is when the last of the marks can be deleted: they are retained as long as
 // everything that is written to the bucket.
 func (s *sweeper) free(b *backupBucket, marks []mark) time.Time {
-	return marks[len(marks)-1].created.Add(recordedPolicy(b.ProviderStatus).Retention())
+	return recordedPolicy(b.ProviderStatus).until(marks[len(marks)-1].created)
 }
 
 // sweep purges the prefix of the newest mark if that is a tombstone, and deletes the marks
