@@ -865,6 +865,7 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		if err := r.defend(ctx, b); err != nil {
 			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
 		}
+		r.sweeps.queue.Add(key)
 		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user), min(referencedRetry, r.verifyInterval))
 	}
 	// A pass that only looks again at what is waited for has nothing new to tell.

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
@@ -70,7 +71,9 @@ func revocationKey(entry string) string {
 func parseMark(o objectInfo) (mark, bool) {
 	rest, ok := strings.CutPrefix(o.Key, tombstonePrefix)
 	entry, name, slash := strings.Cut(rest, "/")
-	if !ok || !slash || entry == "" {
+	// What is no name of a BackupEntry may be another part of the bucket, such as
+	// .bucketwarden itself.
+	if !ok || !slash || len(validation.IsDNS1123Subdomain(entry)) > 0 {
 		return mark{}, false
 	}
 	m := mark{key: o.Key, entry: entry, created: o.Created}
@@ -181,6 +184,18 @@ func revoke(ctx context.Context, objects Objects, entry string) (revoked bool, e
 	return true, putMark(ctx, objects, entry, true, true, func() string { return revocationKey(entry) })
 }
 
+// checkStands makes sure that a tombstone is still the newest mark of its entry.
+func checkStands(ctx context.Context, objects Objects, tombstone mark) error {
+	marks, _, err := readMarks(ctx, objects, tombstone.entry)
+	if err != nil {
+		return err
+	}
+	if of := marks[tombstone.entry]; len(of) == 0 || of[len(of)-1].key != tombstone.key {
+		return &prefixInUseError{entry: tombstone.entry}
+	}
+	return nil
+}
+
 // prefixInUseError says that a live BackupEntry owns the objects that were to be deleted.
 type prefixInUseError struct{ entry string }
 
@@ -203,7 +218,13 @@ func (c *resourceClient) checkUnused(ctx context.Context, bucket, entry, except 
 		if err != nil {
 			return fmt.Errorf("reading BackupEntry %s: %w", name, err)
 		}
-		if e := decodeEntry(u); e.BucketName == bucket && e.DeletionTimestamp == nil {
+		e := decodeEntry(u)
+		if e.BucketName != bucket {
+			continue
+		}
+		// One that migrates goes, but leaves its objects to another seed.
+		migrates := e.operation() == operationMigrate || e.LastOperation != nil && e.LastOperation.Type == operationTypeMigrate
+		if e.DeletionTimestamp == nil || migrates {
 			return &prefixInUseError{entry: name}
 		}
 	}
@@ -345,7 +366,11 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, m
 	}
 	if !newest.revoked && !p.swept {
 		result, err := objects.Purge(ctx, newest.entry+"/", func(ctx context.Context) error {
-			return s.entriesClient.checkUnused(ctx, b.Name, newest.entry, "")
+			if err := s.entriesClient.checkUnused(ctx, b.Name, newest.entry, ""); err != nil {
+				return err
+			}
+			// Another cluster may have taken the prefix into use meanwhile.
+			return checkStands(ctx, objects, newest)
 		})
 		s.swept(ctx, b, newest.entry, result)
 		var inUse *prefixInUseError
