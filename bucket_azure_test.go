@@ -639,6 +639,7 @@ func TestAzureKeyOfUnknownAge(t *testing.T) {
 	h := newHarness(t)
 	account := h.putAzure(true, locked4d, withOperation(operationReconcile))
 	account.keys[0].Created, account.keys[1].Created = time.Time{}, time.Time{}
+	h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Annotations = nil })
 	if _, err := h.passBucket("b"); err != nil {
 		t.Error(err)
 	}
@@ -1129,10 +1130,10 @@ func TestAzureDelete(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantTrace(append(slices.Insert(slices.Clone(azureDeleteLooks), 2, "status backupbuckets b Delete Processing"),
-		"store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing")...)
+		"store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
 	h.wantEvents("BucketDeleted", "ResourceGroupDeleted")
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
-	if s.Description != "The deletion waits: the resource group is being deleted" || s.Error != "" {
+	if s.Description != "The bucket is deleted, its resource group is being deleted" || s.Error != "" {
 		t.Errorf("status %+v", s)
 	}
 	h.wantMetric(1, "bucketwarden_deleted_buckets_total")

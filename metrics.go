@@ -135,7 +135,7 @@ func (m *metrics) forgetBucket(bucket string) {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones, m.bucketNextSweep, m.bucketExtensions,
-		m.bucketKeyCreated, m.bucketKeyRotations, m.refusals} {
+		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}
 }
