@@ -373,11 +373,14 @@ func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
 	w.desired, w.err = w.recorded, nil
 	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true, wish: w, start: func() error { return nil }}
 	err := p.run(ctx)
-	conditions, ok := p.statusFields()["conditions"]
+	conditions, ok := p.statusFields()["conditions"].([]condition)
 	if !ok || len(b.Conditions) == 0 {
 		return err
 	}
 	_, patchErr := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
+	if patchErr == nil {
+		b.Conditions = conditions
+	}
 	return errors.Join(err, ignoreNotFound(patchErr))
 }
 

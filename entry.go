@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -332,19 +333,26 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 		return fail(configErrorf("metadata.name %q leaves no prefix in the bucket", e.Name))
 	}
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
-	var objects Objects
+	objects, openErr := r.openObjects(e, source)
 	var result PurgeResult
-	err := unused(ctx)
+	err := cmp.Or(unused(ctx), openErr)
 	if err == nil {
-		if objects, err = r.openObjects(e, source); err == nil {
-			result, err = objects.Purge(ctx, base+"/", unused)
-		}
+		result, err = objects.Purge(ctx, base+"/", unused)
 	}
 	var inUse *prefixInUseError
-	switch {
-	case errors.As(err, &inUse):
+	keep := func() (time.Duration, error) {
+		// Its reconcile may have looked for a tombstone just before we have written one.
+		if openErr == nil {
+			if _, err := revoke(ctx, objects, base); err != nil && !errors.Is(err, errNotOurBucket) {
+				return fail(fmt.Errorf("revoking the tombstone of %s, which is in use by BackupEntry %s: %w", base, inUse.entry, err))
+			}
+		}
 		r.warn(e, "ObjectsKept", "Delete", "The objects under %s/ in bucket %s belong to the live BackupEntry %s and are kept", base, e.BucketName, inUse.entry)
 		return 0, nil
+	}
+	switch {
+	case errors.As(err, &inUse):
+		return keep()
 	case errors.Is(err, errNotOurBucket):
 		r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry is released, there are no objects of ours to delete: %v", err)
 		return 0, nil
@@ -357,6 +365,11 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	}
 	if err := bury(ctx, objects, base, result); err != nil {
 		return fail(fmt.Errorf("writing the tombstone for %d objects that are %s: %w", result.Retained, result.retained(), err))
+	}
+	if err := unused(ctx); errors.As(err, &inUse) {
+		return keep()
+	} else if err != nil {
+		return fail(err)
 	}
 	klog.FromContext(ctx).Info("Left a tombstone for retained objects", "bucket", e.BucketName, "objects", result.Retained, "bytes", result.RetainedBytes, "until", result.RetainedUntil)
 	r.normal(e, "ObjectsRetained", "Delete", "%d objects (%s) in bucket %s are %s; a tombstone in the bucket sees to their deletion then", result.Retained, formatBytes(result.RetainedBytes), e.BucketName, result.retained())

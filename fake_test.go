@@ -721,6 +721,10 @@ type memStore struct {
 	batch    int
 	listed   func()
 	deleting func(key string)
+	// beforePut is called before each Put. failPut counts the Puts until one fails, if it
+	// is not 0.
+	beforePut func()
+	failPut   int
 }
 
 type memBucket struct {
@@ -1024,6 +1028,14 @@ func (c *memClient) List(_ context.Context, prefix string) ([]objectInfo, time.T
 func (c *memClient) Put(_ context.Context, key string) error {
 	if err := c.call("Put", key); err != nil {
 		return err
+	}
+	if c.failPut > 0 {
+		if c.failPut--; c.failPut == 0 {
+			return unavailable
+		}
+	}
+	if c.beforePut != nil {
+		c.beforePut()
 	}
 	b := c.existing("Put")
 	if _, exists := b.objects[key]; exists {

@@ -156,18 +156,19 @@ func bury(ctx context.Context, objects Objects, entry string, result PurgeResult
 	if err != nil {
 		return err
 	}
-	due := result.RetainedUntil
+	due, enough := result.RetainedUntil, result.RetainedUntil
 	if due.IsZero() {
-		due = now.Add(sweepRetry)
+		// Any tombstone that was not swept yet does.
+		due, enough = now.Add(sweepRetry), now.Add(markTick)
 	}
-	// Names have seconds: rounded down, the sweep would come too early.
-	due = due.Add(time.Second - 1).Truncate(time.Second)
 	of := marks[entry]
 	if len(of) > 0 {
-		if newest := of[len(of)-1]; !newest.revoked && !newest.due.Before(due) {
+		if newest := of[len(of)-1]; !newest.revoked && !newest.due.Before(enough) {
 			return nil
 		}
 	}
+	// Names have seconds: rounded down, the sweep would come too early.
+	due = due.Add(time.Second - 1).Truncate(time.Second)
 	return putMark(ctx, objects, entry, false, len(of) > 0, func() string { return tombstoneKey(entry, due, result) })
 }
 
@@ -263,8 +264,13 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		return 0, err
 	}
 	// The secret of a spec that was not reconciled may be another one; the next
-	// verification asks again.
-	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || b.Generation != b.ObservedGeneration {
+	// verification asks again. The API server counts a deletion as a generation
+	// (kubernetes/kubernetes staging/src/k8s.io/apiserver/pkg/registry/rest/delete.go).
+	observed := b.ObservedGeneration
+	if b.DeletionTimestamp != nil {
+		observed++
+	}
+	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || b.Generation > observed {
 		return 0, nil
 	}
 	objects, err := s.open(ctx, b)
