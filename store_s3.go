@@ -1373,7 +1373,11 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context
 		}
 		p.result.RetainedUntil = until
 	}
-	if err := p.abortUploads(ctx); err != nil {
+	err := p.abortUploads(ctx)
+	if errors.As(err, new(*beforeError)) {
+		return p.result, errors.Unwrap(err)
+	}
+	if err != nil {
 		return p.result, b.fail(err)
 	}
 	return p.result, nil
@@ -1647,6 +1651,11 @@ func (p *s3Purge) abortUploads(ctx context.Context) error {
 				return nil
 			}
 			return err
+		}
+		if len(list.Uploads) > 0 {
+			if err := checkBefore(ctx, p.before); err != nil {
+				return err
+			}
 		}
 		for _, upload := range list.Uploads {
 			if !strings.HasPrefix(aws.ToString(upload.Key), p.prefix) {
