@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -368,6 +369,31 @@ func TestAzureGeneratedSecretHeals(t *testing.T) {
 	}
 }
 
+// Work on it is announced, as all work is.
+func TestAzureGeneratedSecretIsWrittenInProcessing(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare func(h *harness)
+		write   string
+	}{
+		"missing": {func(h *harness) { h.deleteSecret("garden", testGenerated) }, "create secrets garden/generated-bucket-b"},
+		"another key": {func(h *harness) {
+			h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Data = generatedData("derived", memKey2+"x") })
+		}, "patch secrets garden/generated-bucket-b annotations,labels,data"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putAzure(true, locked4d, withOperation(operationReconcile))
+			test.prepare(h)
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			h.wantTrace("patch backupbuckets b annotations", "get secrets garden/bucket-b", "get secrets garden/generated-bucket-b",
+				"store b Observe", "store b Harden", "store b Keys", "status backupbuckets b Reconcile Processing", test.write,
+				"status backupbuckets b Reconcile Succeeded +conditions")
+		})
+	}
+}
+
 // What others wrote beside the data is theirs.
 func TestAzureGeneratedSecretKeepsMetadata(t *testing.T) {
 	h := newHarness(t)
@@ -639,6 +665,7 @@ func TestAzureKeyOfUnknownAge(t *testing.T) {
 	h := newHarness(t)
 	account := h.putAzure(true, locked4d, withOperation(operationReconcile))
 	account.keys[0].Created, account.keys[1].Created = time.Time{}, time.Time{}
+	h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Annotations = nil })
 	if _, err := h.passBucket("b"); err != nil {
 		t.Error(err)
 	}
@@ -1079,6 +1106,18 @@ func TestAzureWithoutExtensionsLeft(t *testing.T) {
 	}
 }
 
+// To lock is not to extend.
+func TestAzureLockIsNoLastExtension(t *testing.T) {
+	h := newHarness(t)
+	h.putAzure(true, unlocked4d, withAzureConfig(locked4d, nil), withOperation(operationReconcile))
+	h.cloud.putContainer("b", unlocked4d, 1)
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantEvents("PolicyLocked")
+	h.wantMetric(1, "bucketwarden_backupbucket_policy_extensions_remaining", "b")
+}
+
 func TestExtensionsMetricIsNotOfS3(t *testing.T) {
 	h := newHarness(t)
 	h.putBucket(false, withPolicy(locked4d))
@@ -1171,6 +1210,17 @@ func TestAzureDelete(t *testing.T) {
 		t.Error(err)
 	}
 	h.wantNothing()
+}
+
+// A deletion that comes while a reconcile is under way is announced as one.
+func TestAzureDeleteAfterACutOffReconcile(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingAzure(withLast(operationTypeReconcile, stateProcessing, "Reconciling the bucket"))
+	h.cloud.fail["Observe"] = context.Canceled
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
 }
 
 func TestAzureDeletePurgesFirst(t *testing.T) {
@@ -1496,6 +1546,25 @@ func TestAzureDeleteTheGeneratedSecretOfTheStatus(t *testing.T) {
 	h.wantReleased()
 	if h.secret("garden", testGenerated) != nil {
 		t.Error("the generated secret is still there")
+	}
+}
+
+// A move of the generated secret was cut off, so there are two.
+func TestAzureDeleteAfterACutOffMove(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingAzure(withAnnotation(annotationGeneratedSecretNamespace, "other"))
+	h.putGenerated("other", generatedData("derived", memKey1))
+	for range 2 {
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.groupGone()
+	}
+	h.wantReleased()
+	for _, namespace := range []string{"garden", "other"} {
+		if h.secret(namespace, testGenerated) != nil {
+			t.Errorf("the generated secret in namespace %s is still there", namespace)
+		}
 	}
 }
 
