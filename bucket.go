@@ -282,7 +282,7 @@ func (r *bucketReconciler) openStore(ctx context.Context, b *backupBucket, secre
 	var generated *corev1.Secret
 	if kind == storeAzure {
 		var err error
-		if generated, err = r.secrets.generated(ctx, b); err != nil {
+		if generated, err = r.secrets.generated(ctx, generatedSecretRefs(b)...); err != nil {
 			return nil, nil, err
 		}
 		if generated != nil {
@@ -962,10 +962,13 @@ func (r *bucketReconciler) deleteGeneratedSecret(ctx context.Context, b *backupB
 		return nil
 	}
 	// There are two if a move to another namespace was cut off.
-	for range 2 {
-		generated, err := r.secrets.generated(ctx, b)
-		if err != nil || generated == nil {
+	for _, ref := range generatedSecretRefs(b) {
+		generated, err := r.secrets.generated(ctx, ref)
+		if err != nil {
 			return err
+		}
+		if generated == nil {
+			continue
 		}
 		if err := r.secrets.deleteGenerated(ctx, generated); err != nil {
 			return err

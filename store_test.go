@@ -1228,7 +1228,6 @@ func testStoreErrors(t *testing.T, backend storeBackend) {
 					if errors.Is(err, errNotOurBucket) != wrong.notOurs {
 						t.Errorf("that it is %v should be %t: %v", errNotOurBucket, wrong.notOurs, err)
 					}
-					t.Log(err)
 				})
 			}
 			if wrong.only == "Create" { // and leaves nothing behind
