@@ -1671,3 +1671,43 @@ func TestAzureDeleteReadsLive(t *testing.T) {
 	}
 	h.wantTrace("get backupbuckets b")
 }
+
+// A spec that lost its providerConfig names no cloud any more; the credentials of a custom
+// cloud must not go to the public one, and its lock is still defended.
+func TestAzureCloudIsRecorded(t *testing.T) {
+	inCloud := func(name string) map[string]any {
+		return map[string]any{"cloudConfiguration": map[string]any{"name": name}}
+	}
+	recorded := func(h *harness) string { return recordedCloud(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus) }
+	edit := func(h *harness, change editObject) {
+		h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
+			change(u)
+			withOperation(operationReconcile)(u)
+		})
+	}
+	h := newHarness(t)
+	h.putAzure(true, locked4d, withAzureConfig(locked4d, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || h.record() != locked4d {
+		t.Fatalf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
+	edit(h, set(nil, "spec", "providerConfig"))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no refusal")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonDisable)
+	if h.cloud.opened.Cloud != "MyCloud" || recorded(h) != "MyCloud" {
+		t.Errorf("opened %+v, recorded is %q", h.cloud.opened, recorded(h))
+	}
+	// The operator may name another one.
+	edit(h, withAzureConfig(locked4d, inCloud("Other")))
+	if _, err := h.passBucket("b"); err != nil || h.cloud.opened.Cloud != "Other" || recorded(h) != "Other" || h.record() != locked4d {
+		t.Errorf("opened %+v, recorded is %q, %s: %v", h.cloud.opened, recorded(h), h.record(), err)
+	}
+	// A cloud is recorded without a policy, too.
+	h = newHarness(t)
+	h.putAzure(true, Policy{}, withAzureConfig(Policy{}, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || !h.record().None() {
+		t.Errorf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
+}

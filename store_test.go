@@ -1015,7 +1015,7 @@ func testStoreAgeing(t *testing.T, backend storeBackend) {
 // testStoreAgeingOnce returns false if this machine was too slow.
 func testStoreAgeingOnce(t *testing.T, backend storeBackend) (inTime bool) {
 	// What is put now is as old as the clock was moved, see apart.
-	policy := unlockedPolicy(int32(backend.now(t).Sub(time.Now()).Hours()/24) + 2)
+	policy := unlockedPolicy(int32(time.Until(backend.now(t)).Hours()/24) + 2)
 	old, young := []string{"a/1", "a/2", "a/3"}, []string{"a/4", "b/1"}
 	type opened struct {
 		*suiteBucket
