@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -230,16 +231,21 @@ func bucketOperationType(b *backupBucket) operationType {
 // wish is what a pass wants the bucket's policy to be.
 type wish struct {
 	desired, recorded Policy
-	// config is the spec's, as far as it could be read.
+	// config is the spec's, as far as it could be read; its cloud is the recorded one if
+	// the spec names none.
 	config bucketConfig
+	// recordedCloud is the cloud that the bucket was found in.
+	recordedCloud string
 	// err says why the spec cannot be carried out. The recorded policy is then still
 	// defended: a broken spec must not open the door.
 	err error
 }
 
 func (r *bucketReconciler) bucketWish(b *backupBucket) wish {
-	w := wish{recorded: recordedPolicy(b.ProviderStatus)}
+	w := wish{recorded: recordedPolicy(b.ProviderStatus), recordedCloud: recordedCloud(b.ProviderStatus)}
 	w.config, w.err = parseConfig(r.storeKind(&b.object), b.Type, b.ProviderConfig)
+	// Without spec.providerConfig, credentials of a custom cloud must not go to the public one.
+	w.config.Cloud = cmp.Or(w.config.Cloud, w.recordedCloud)
 	w.desired = w.config.Policy
 	switch {
 	case b.decodeErr != nil:
@@ -264,7 +270,7 @@ func (r *bucketReconciler) openStore(ctx context.Context, b *backupBucket, secre
 	var generated *corev1.Secret
 	if kind == storeAzure {
 		var err error
-		if generated, err = r.secrets.generated(ctx, b); err != nil {
+		if generated, err = r.secrets.generated(ctx, generatedSecretRefs(b)...); err != nil {
 			return nil, nil, err
 		}
 		if generated != nil {
@@ -744,8 +750,12 @@ func (p *bucketPass) record(plan Plan) {
 // statusFields are the status fields that follow from what was seen.
 func (p *bucketPass) statusFields() map[string]any {
 	fields := map[string]any{}
-	if p.recorded != p.wish.recorded {
-		fields["providerStatus"] = providerStatus(p.storeKind(&p.b.object), p.b.Type, p.recorded)
+	cloud := p.wish.recordedCloud
+	if p.observed {
+		cloud = p.wish.config.Cloud
+	}
+	if p.recorded != p.wish.recorded || cloud != p.wish.recordedCloud {
+		fields["providerStatus"] = providerStatus(p.storeKind(&p.b.object), p.b.Type, p.recorded, cloud)
 	}
 	if p.generated != nil {
 		if ref := (types.NamespacedName{Namespace: p.generated.Namespace, Name: p.generated.Name}); ref != p.b.GeneratedSecretRef {
@@ -795,20 +805,26 @@ func hardenedCondition(gaps []string) condition {
 // reconciles them all when it changes, so it holds only facts that rarely do.
 type bucketStatus struct {
 	configHeader
-	Immutability *s3Immutability `json:"immutability,omitempty"`
+	Immutability       *s3Immutability     `json:"immutability,omitempty"`
+	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration,omitempty"`
 }
 
 const bucketStatusKind = "BackupBucketStatus"
 
-// providerStatus records the policy that we set; null if there is none.
-func providerStatus(kind storeKind, providerType string, p Policy) any {
-	if p.None() {
+// providerStatus records the policy that we set, and the cloud if the spec names it; null
+// if there is neither.
+func providerStatus(kind storeKind, providerType string, p Policy, cloud string) any {
+	if p.None() && cloud == "" {
 		return nil
 	}
-	status := bucketStatus{
-		configHeader: configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind},
-		Immutability: &s3Immutability{immutabilityConfig: immutabilityConfig{RetentionType: "bucket", RetentionPeriod: p.Hours(), Locked: &p.Locked}},
+	status := bucketStatus{configHeader: configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind}}
+	if cloud != "" {
+		status.CloudConfiguration = &cloudConfiguration{Name: cloud}
 	}
+	if p.None() {
+		return status
+	}
+	status.Immutability = &s3Immutability{immutabilityConfig: immutabilityConfig{RetentionType: "bucket", RetentionPeriod: p.Hours(), Locked: &p.Locked}}
 	if kind == storeS3 {
 		status.Immutability.Mode = modeGovernance
 		if p.Locked {
@@ -818,14 +834,26 @@ func providerStatus(kind storeKind, providerType string, p Policy) any {
 	return status
 }
 
+// recordedStatus decodes providerStatus; empty if it is not ours.
+func recordedStatus(raw []byte) (status bucketStatus) {
+	if len(raw) == 0 || json.Unmarshal(raw, &status) != nil || status.Kind != bucketStatusKind {
+		return bucketStatus{}
+	}
+	return status
+}
+
+// recordedCloud reads back the cloud that providerStatus recorded.
+func recordedCloud(raw []byte) string {
+	if c := recordedStatus(raw).CloudConfiguration; c != nil {
+		return c.Name
+	}
+	return ""
+}
+
 // recordedPolicy reads back what providerStatus recorded. Whatever another controller
 // left there is no record of ours.
 func recordedPolicy(raw []byte) Policy {
-	var status bucketStatus
-	if len(raw) == 0 || json.Unmarshal(raw, &status) != nil || status.Kind != bucketStatusKind {
-		return Policy{}
-	}
-	policy, err := status.Immutability.policy(max(s3MaxRetentionDays, azureMaxRetentionDays))
+	policy, err := recordedStatus(raw).Immutability.policy(max(s3MaxRetentionDays, azureMaxRetentionDays))
 	if err != nil {
 		return Policy{}
 	}
@@ -922,11 +950,20 @@ func (r *bucketReconciler) deleteGeneratedSecret(ctx context.Context, b *backupB
 	if r.storeKind(&b.object) != storeAzure {
 		return nil
 	}
-	generated, err := r.secrets.generated(ctx, b)
-	if err != nil || generated == nil {
-		return err
+	// There are two if a move to another namespace was cut off.
+	for _, ref := range generatedSecretRefs(b) {
+		generated, err := r.secrets.generated(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if generated == nil {
+			continue
+		}
+		if err := r.secrets.deleteGenerated(ctx, generated); err != nil {
+			return err
+		}
 	}
-	return r.secrets.deleteGenerated(ctx, generated)
+	return nil
 }
 
 // accountRetry is how soon the deletion of a resource group is looked at again.

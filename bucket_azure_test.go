@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -365,6 +366,31 @@ func TestAzureGeneratedSecretHeals(t *testing.T) {
 				h.wantTrace("get secrets garden/bucket-b", "get secrets "+namespace+"/generated-bucket-b", "store b Observe")
 			})
 		}
+	}
+}
+
+// Work on it is announced, as all work is.
+func TestAzureGeneratedSecretIsWrittenInProcessing(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare func(h *harness)
+		write   string
+	}{
+		"missing": {func(h *harness) { h.deleteSecret("garden", testGenerated) }, "create secrets garden/generated-bucket-b"},
+		"another key": {func(h *harness) {
+			h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Data = generatedData("derived", memKey2+"x") })
+		}, "patch secrets garden/generated-bucket-b annotations,labels,data"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putAzure(true, locked4d, withOperation(operationReconcile))
+			test.prepare(h)
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			h.wantTrace("patch backupbuckets b annotations", "get secrets garden/bucket-b", "get secrets garden/generated-bucket-b",
+				"store b Observe", "store b Harden", "store b Keys", "status backupbuckets b Reconcile Processing", test.write,
+				"status backupbuckets b Reconcile Succeeded +conditions")
+		})
 	}
 }
 
@@ -1080,6 +1106,18 @@ func TestAzureWithoutExtensionsLeft(t *testing.T) {
 	}
 }
 
+// To lock is not to extend.
+func TestAzureLockIsNoLastExtension(t *testing.T) {
+	h := newHarness(t)
+	h.putAzure(true, unlocked4d, withAzureConfig(locked4d, nil), withOperation(operationReconcile))
+	h.cloud.putContainer("b", unlocked4d, 1)
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	h.wantEvents("PolicyLocked")
+	h.wantMetric(1, "bucketwarden_backupbucket_policy_extensions_remaining", "b")
+}
+
 func TestExtensionsMetricIsNotOfS3(t *testing.T) {
 	h := newHarness(t)
 	h.putBucket(false, withPolicy(locked4d))
@@ -1172,6 +1210,17 @@ func TestAzureDelete(t *testing.T) {
 		t.Error(err)
 	}
 	h.wantNothing()
+}
+
+// A deletion that comes while a reconcile is under way is announced as one.
+func TestAzureDeleteAfterACutOffReconcile(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingAzure(withLast(operationTypeReconcile, stateProcessing, "Reconciling the bucket"))
+	h.cloud.fail["Observe"] = context.Canceled
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
 }
 
 func TestAzureDeletePurgesFirst(t *testing.T) {
@@ -1500,6 +1549,25 @@ func TestAzureDeleteTheGeneratedSecretOfTheStatus(t *testing.T) {
 	}
 }
 
+// A move of the generated secret was cut off, so there are two.
+func TestAzureDeleteAfterACutOffMove(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingAzure(withAnnotation(annotationGeneratedSecretNamespace, "other"))
+	h.putGenerated("other", generatedData("derived", memKey1))
+	for range 2 {
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.groupGone()
+	}
+	h.wantReleased()
+	for _, namespace := range []string{"garden", "other"} {
+		if h.secret(namespace, testGenerated) != nil {
+			t.Errorf("the generated secret in namespace %s is still there", namespace)
+		}
+	}
+}
+
 func TestS3DeleteKnowsNoAccount(t *testing.T) {
 	h := newHarness(t)
 	h.putDeletingBucket(withGeneratedRef("garden", testGenerated))
@@ -1602,4 +1670,44 @@ func TestAzureDeleteReadsLive(t *testing.T) {
 		t.Error(err)
 	}
 	h.wantTrace("get backupbuckets b")
+}
+
+// A spec that lost its providerConfig names no cloud any more; the credentials of a custom
+// cloud must not go to the public one, and its lock is still defended.
+func TestAzureCloudIsRecorded(t *testing.T) {
+	inCloud := func(name string) map[string]any {
+		return map[string]any{"cloudConfiguration": map[string]any{"name": name}}
+	}
+	recorded := func(h *harness) string { return recordedCloud(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus) }
+	edit := func(h *harness, change editObject) {
+		h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
+			change(u)
+			withOperation(operationReconcile)(u)
+		})
+	}
+	h := newHarness(t)
+	h.putAzure(true, locked4d, withAzureConfig(locked4d, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || h.record() != locked4d {
+		t.Fatalf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
+	edit(h, set(nil, "spec", "providerConfig"))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no refusal")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonDisable)
+	if h.cloud.opened.Cloud != "MyCloud" || recorded(h) != "MyCloud" {
+		t.Errorf("opened %+v, recorded is %q", h.cloud.opened, recorded(h))
+	}
+	// The operator may name another one.
+	edit(h, withAzureConfig(locked4d, inCloud("Other")))
+	if _, err := h.passBucket("b"); err != nil || h.cloud.opened.Cloud != "Other" || recorded(h) != "Other" || h.record() != locked4d {
+		t.Errorf("opened %+v, recorded is %q, %s: %v", h.cloud.opened, recorded(h), h.record(), err)
+	}
+	// A cloud is recorded without a policy, too.
+	h = newHarness(t)
+	h.putAzure(true, Policy{}, withAzureConfig(Policy{}, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || !h.record().None() {
+		t.Errorf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
 }

@@ -201,10 +201,12 @@ type s3BucketConfig struct {
 type azureBucketConfig struct {
 	configHeader
 	Immutability       *immutabilityConfig `json:"immutability,omitempty"`
-	CloudConfiguration *struct {
-		Name string `json:"name"`
-	} `json:"cloudConfiguration,omitempty"`
-	RotationConfig *rotationConfig `json:"rotationConfig,omitempty"`
+	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration,omitempty"`
+	RotationConfig     *rotationConfig     `json:"rotationConfig,omitempty"`
+}
+
+type cloudConfiguration struct {
+	Name string `json:"name"`
 }
 
 type configHeader struct {

@@ -273,6 +273,7 @@ func TestParsePolicyMistakes(t *testing.T) {
 		{"a nanosecond too much", policyTestConfig(`"retentionPeriod": "24h1ns"`), period + "is 24h1ns, must be whole days (a multiple of 24h)"},
 		{"too short", policyTestConfig(`"retentionPeriod": "1h"`), period + "is 1h, must be at least 24h"},
 		{"zero", policyTestConfig(`"retentionPeriod": "0"`), period + "is 0, must be at least 24h"},
+		{"zero hours", policyTestConfig(`"retentionPeriod": "0h", "locked": true`), period + "is 0h, must be at least 24h"},
 		{"negative", policyTestConfig(`"retentionPeriod": "-24h"`), period + "is -24h, must be at least 24h"},
 		{"days", policyTestConfig(`"retentionPeriod": "4d"`), period + `"4d" is not a duration up to 876000h: write whole days in hours, such as "96h"`},
 		{"overflow", policyTestConfig(`"retentionPeriod": "1000000000h"`), period + `"1000000000h" is not a duration up to 876000h: write whole days in hours, such as "96h"`},
@@ -382,7 +383,7 @@ func FuzzParseConfig(f *testing.F) {
 				t.Errorf("accepted %+v", *r)
 			}
 			// What is written is what is read.
-			if back, err := json.Marshal(providerStatus(kind, "s3", got.Policy)); err != nil || recordedPolicy(back) != got.Policy {
+			if back, err := json.Marshal(providerStatus(kind, "s3", got.Policy, "")); err != nil || recordedPolicy(back) != got.Policy {
 				t.Errorf("%s: %s reads back as %s, %v", back, got.Policy, recordedPolicy(back), err)
 			}
 		}
@@ -471,6 +472,7 @@ func TestParseConfigAzureMistakes(t *testing.T) {
 		{"no retentionPeriod", azureTestImmutability(`"locked": true`), immutability + `retentionPeriod is missing: write whole days in hours, such as "96h"`},
 		{"not whole days", azureTestImmutability(`"retentionPeriod": "25h"`), immutability + "retentionPeriod is 25h, must be whole days (a multiple of 24h)"},
 		{"too short", azureTestImmutability(`"retentionPeriod": "23h"`), immutability + "retentionPeriod is 23h, must be at least 24h"},
+		{"zero hours", azureTestImmutability(`"retentionPeriod": "0h", "locked": true`), immutability + "retentionPeriod is 0h, must be at least 24h"},
 		{"no duration", azureTestImmutability(`"retentionPeriod": "4d"`), immutability + `retentionPeriod "4d" is not a duration up to 3504000h: ...`},
 		{"longer than Azure allows", azureTestImmutability(`"retentionPeriod": "3504024h"`), immutability + "retentionPeriod..."},
 		{"locked is a string", azureTestImmutability(`"retentionPeriod": "96h", "locked": "true"`), immutability + "locked must not be a JSON string"},
@@ -587,7 +589,7 @@ func TestProviderStatus(t *testing.T) {
 		storeAzure: append(slices.Clone(policies), Policy{Days: 100000, Locked: true}, Policy{Days: azureMaxRetentionDays, Locked: true}),
 	} {
 		for _, policy := range policies {
-			data, err := json.Marshal(providerStatus(kind, "my", policy))
+			data, err := json.Marshal(providerStatus(kind, "my", policy, ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -607,7 +609,7 @@ func TestProviderStatus(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", data, want)
 			}
 		}
-		if got := providerStatus(kind, "my", Policy{}); got != nil {
+		if got := providerStatus(kind, "my", Policy{}, ""); got != nil {
 			t.Errorf("no policy is recorded as %v", got)
 		}
 	}
@@ -684,6 +686,7 @@ func TestPlanKeys(t *testing.T) {
 		{"unknown ages, nothing published", both(undated("a"), undated("b")), "", monthly, no, "a", ""},
 		{"unknown ages without rotation", both(undated("a"), undated("b")), "b-value", nil, no, "b", ""},
 		{"unknown ages are due", both(undated("a"), undated("b")), "b-value", monthly, no, "b", "a"},
+		{"unknown ages are due, however long the period", both(undated("a"), undated("b")), "b-value", &keyRotation{Days: math.MaxInt32}, no, "b", "a"},
 		{"of unknown age is older, first", both(undated("a"), key("b", 10*month)), "b-value", nil, no, "b", ""},
 		{"of unknown age is older, second", both(key("a", 10*month), undated("b")), "a-value", nil, asked, "a", "b"},
 		{"of unknown age is published, the other is younger", both(undated("a"), key("b", 1)), "a-value", monthly, asked, "b", ""},

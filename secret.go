@@ -166,13 +166,18 @@ func generatedSecretRef(b *backupBucket) types.NamespacedName {
 	return types.NamespacedName{Namespace: namespace, Name: generatedSecretPrefix + b.Name}
 }
 
-// generated reads a BackupBucket's generated secret; nil if there is none. It is the one
-// that the status refers to, if that is set: the annotation may have changed since.
-func (s *secrets) generated(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
-	refs := []types.NamespacedName{generatedSecretRef(b)}
-	if b.GeneratedSecretRef.Name == refs[0].Name && b.GeneratedSecretRef != refs[0] {
-		refs = []types.NamespacedName{b.GeneratedSecretRef, refs[0]}
+// generatedSecretRefs are where the generated secret may be, the first one counts: the
+// annotation may have changed since the status referred to it.
+func generatedSecretRefs(b *backupBucket) []types.NamespacedName {
+	ref := generatedSecretRef(b)
+	if b.GeneratedSecretRef.Name == ref.Name && b.GeneratedSecretRef != ref {
+		return []types.NamespacedName{b.GeneratedSecretRef, ref}
 	}
+	return []types.NamespacedName{ref}
+}
+
+// generated reads the first generated secret that exists; nil if there is none.
+func (s *secrets) generated(ctx context.Context, refs ...types.NamespacedName) (*corev1.Secret, error) {
 	for _, ref := range refs {
 		secret, err := s.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		if !apierrors.IsNotFound(err) {

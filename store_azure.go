@@ -1361,7 +1361,11 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 	if known.public {
 		gap("Container %s allows public access; it is left as it is.", b.Name)
 	}
-	if !known.policy.None() && known.appends() {
+	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && ours {
+		if err := b.SetPolicy(ctx, known.policy); err != nil {
+			return nil, err
+		}
+	} else if !known.policy.None() && known.appends() {
 		gap("The immutability policy allows protected append writes, so that blobs can be appended to; it is left as it is.")
 	}
 	response, err := b.storageAccount(ctx)
@@ -1574,6 +1578,9 @@ func (b *azureBucket) Keys(ctx context.Context) ([]accessKey, error) {
 
 // RegenerateKey implements accountStore.
 func (b *azureBucket) RegenerateKey(ctx context.Context, name string) ([]accessKey, error) {
+	// If the answer is lost, repeating the request would regenerate the key again; the next
+	// pass sees what happened.
+	ctx = policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
 	response, err := azureCall(ctx, "StorageAccounts.RegenerateKey", func(ctx context.Context) (armstorage.AccountsClientRegenerateKeyResponse, error) {
 		return b.accounts.RegenerateKey(ctx, b.Name, b.Account, armstorage.AccountRegenerateKeyParameters{KeyName: &name}, nil)
 	})

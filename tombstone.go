@@ -340,7 +340,7 @@ func (s *sweeper) open(ctx context.Context, b *backupBucket) (Objects, error) {
 	var secret *corev1.Secret
 	var err error
 	if kind == storeAzure {
-		secret, err = s.secrets.generated(ctx, b)
+		secret, err = s.secrets.generated(ctx, generatedSecretRefs(b)...)
 	} else {
 		secret, err = s.secrets.get(ctx, b.SecretRef)
 	}

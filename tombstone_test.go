@@ -1105,3 +1105,16 @@ func TestEntryDeleteMeetsANewSibling(t *testing.T) {
 		})
 	}
 }
+
+// What is kept for a sibling in a bucket that is not ours has no tombstone of ours.
+func TestEntryDeleteWithASiblingInABucketOfOthers(t *testing.T) {
+	h := newHarness(t)
+	h.putDeletingEntry(testEntry)
+	h.putEntry("source-"+testEntry, true)
+	h.cloud.fail["List"] = &storeError{code: codeConfigurationProblem, err: errNotOurBucket}
+	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantEvents("ObjectsKept")
+	h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
+}

