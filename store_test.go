@@ -1049,7 +1049,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend) (inTime bool) {
 	}
 	for _, b := range buckets {
 		var err error
-		b.aged, err = b.objects.Purge(t.Context(), "a/")
+		b.aged, err = b.objects.Purge(t.Context(), "a/", nil)
 		b.must(err)
 		if !backend.now(t).Before(b.untilYoung) {
 			return false
