@@ -805,8 +805,9 @@ func hardenedCondition(gaps []string) condition {
 // reconciles them all when it changes, so it holds only facts that rarely do.
 type bucketStatus struct {
 	configHeader
-	Immutability       *s3Immutability     `json:"immutability,omitempty"`
-	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration,omitempty"`
+	// Not omitempty: in a merge patch only null removes what was there.
+	Immutability       *s3Immutability     `json:"immutability"`
+	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration"`
 }
 
 const bucketStatusKind = "BackupBucketStatus"

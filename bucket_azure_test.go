@@ -1704,7 +1704,17 @@ func TestAzureCloudIsRecorded(t *testing.T) {
 	if _, err := h.passBucket("b"); err != nil || h.cloud.opened.Cloud != "Other" || recorded(h) != "Other" || h.record() != locked4d {
 		t.Errorf("opened %+v, recorded is %q, %s: %v", h.cloud.opened, recorded(h), h.record(), err)
 	}
-	// A cloud is recorded without a policy, too.
+	// A cloud is recorded without a policy, and stays when the policy goes.
+	h = newHarness(t)
+	unlocked := Policy{Days: 4}
+	h.putAzure(true, unlocked, withAzureConfig(unlocked, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || h.record() != unlocked {
+		t.Errorf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
+	edit(h, withAzureConfig(Policy{}, inCloud("MyCloud")))
+	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || !h.record().None() || !h.cloud.buckets["b"].state.Policy.None() {
+		t.Errorf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
 	h = newHarness(t)
 	h.putAzure(true, Policy{}, withAzureConfig(Policy{}, inCloud("MyCloud")))
 	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || !h.record().None() {

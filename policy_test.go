@@ -603,7 +603,7 @@ func TestProviderStatus(t *testing.T) {
 					mode = `,"mode":"compliance"`
 				}
 			}
-			want := fmt.Sprintf(`{"apiVersion":"my.provider.extensions.gardener.cloud/v1alpha1","kind":"BackupBucketStatus","immutability":{"retentionType":"bucket","retentionPeriod":"%s","locked":%t%s}}`,
+			want := fmt.Sprintf(`{"apiVersion":"my.provider.extensions.gardener.cloud/v1alpha1","kind":"BackupBucketStatus","immutability":{"retentionType":"bucket","retentionPeriod":"%s","locked":%t%s},"cloudConfiguration":null}`,
 				policy.Hours(), policy.Locked, mode)
 			if string(data) != want {
 				t.Errorf("got  %s\nwant %s", data, want)

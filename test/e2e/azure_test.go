@@ -460,7 +460,7 @@ func TestAzurePolicyIsFreeWhileUnlocked(t *testing.T) {
 		o = waitHealthy(t, buckets, name)
 		d.checkPolicy(t, name, step.want)
 		mustEqual(t, "append writes", azure.Container(name).AppendWrites, false)
-		if step.immutability == nil && has(o, "status", "providerStatus") {
+		if step.immutability == nil && has(o, "status", "providerStatus", "immutability") {
 			t.Errorf("providerStatus is %v without a policy", o.Object["status"])
 		}
 	}
@@ -680,7 +680,7 @@ func TestAzureForeignLocks(t *testing.T) {
 	if immutability["status"] != "True" || immutability["reason"] != "Locked" || !strings.Contains(immutability["message"].(string), "not set by bucketwarden") {
 		t.Errorf("condition BucketImmutable is %v", immutability)
 	}
-	if has(o, "status", "providerStatus") {
+	if has(o, "status", "providerStatus", "immutability") {
 		t.Errorf("providerStatus claims a foreign policy: %v", o.Object["status"])
 	}
 	mustEqual(t, "locked", d.value(t, "bucketwarden_backupbucket_locked", "bucket="+name), 1.0)
