@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -37,7 +40,7 @@ func awaitNoVersions(t *testing.T, bucket, prefix string) {
 func TestRetainedObjectsAreSwept(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
-	name, namespace := newShoot(t)
+	name, _ := newShoot(t)
 	sibling := name + "0"
 	bucket := newName("bucket")
 	makeBucket(t, bucket, true)
@@ -60,7 +63,6 @@ func TestRetainedObjectsAreSwept(t *testing.T) {
 	if !time.Now().Before(until) {
 		t.Fatal("the machine is too slow: the retention has ended before the entry was released")
 	}
-	noSecret(t, namespace, "etcd-backup")
 	checkVersions(t, bucket, name+"/", retained)
 	left, err := versions(t.Context(), bucket, tombstones)
 	if err != nil || len(left) != 1 || !strings.HasPrefix(left[0], tombstones+name+"/deleted-"+until.UTC().Format("20060102T150405Z")+"-1-") {
@@ -98,6 +100,50 @@ func TestSweepAfterRestart(t *testing.T) {
 	waitGone(t, entries, name)
 	d.Kill()
 	d.start(t)
+	awaitNoVersions(t, bucket, "")
+}
+
+// x-etcd-snapshot-exclude keeps etcd-backup-restore from a snapshot; nothing that
+// bucketwarden does may replace a tag.
+func TestTagsSurvive(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	proxy := startProxy(t, minio)
+	name, _ := newShoot(t)
+	bucket := newName("bucket")
+	makeBucket(t, bucket, true)
+	createBucket(t, bucketObject(bucket, d.kind, nil))
+	waitHealthy(t, buckets, bucket)
+	key := name + "/etcd-main/v2/Full"
+	putObject(t, bucket, key, retainFor(20*time.Second))
+	tags := []types.Tag{{Key: aws.String("other"), Value: aws.String("kept")}, {Key: aws.String("x-etcd-snapshot-exclude"), Value: aws.String("true")}}
+	if _, err := store.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &bucket, Key: &key, Tagging: &types.Tagging{TagSet: tags}}); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		got, err := store.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &bucket, Key: &key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(got.TagSet, func(x, y types.Tag) int { return strings.Compare(*x.Key, *y.Key) })
+		mustEqual(t, "tags", got.TagSet, tags)
+	}
+	for range 2 {
+		writeSecret(t, secretName(entries, name), minio.SecretData(proxy.URL))
+		create(t, entries, entryObject(name, d.kind, bucket))
+		waitHealthy(t, entries, name)
+		check()
+		remove(t, entries, name)
+		waitGone(t, entries, name)
+		d.awaitPasses(t, "sweeps", 2)
+		check()
+	}
+	for operation := range proxy.Counts() {
+		if strings.Contains(operation, "Tagging") {
+			t.Errorf("a request %s", operation)
+		}
+	}
 	awaitNoVersions(t, bucket, "")
 }
 
