@@ -467,8 +467,8 @@ func (b *bench) azureRequests(ctx context.Context, blobs int) error {
 		what, target, entry string
 		retained            bool
 	}{
-		{"releasing an entry with %d retained blobs on Azure", "at most 6 requests", "shoot--bench--retained--0001", true},
-		{"deleting an entry with %d free blobs on Azure", "at most 45 requests", "shoot--bench--free--0001", false},
+		{"releasing an entry with %d retained blobs on Azure", "at most 6 requests", "shoot--bench--azure-retained--0001", true},
+		{"deleting an entry with %d free blobs on Azure", "at most 45 requests", "shoot--bench--azure-free--0001", false},
 	} {
 		progress("writing %d blobs", blobs)
 		names := make([]string, blobs)
