@@ -34,6 +34,18 @@ const (
 	azureOperationTime = 100 * time.Millisecond
 )
 
+// azuritePreload makes deletions in Azurite cheap. Its database, lokijs, sorts every index
+// anew after it has removed by query, whatever it has removed: with 10,000 blobs that takes
+// 50 ms for each of them. Removing documents one by one keeps the indexes up to date.
+const azuritePreload = `
+const { Collection } = require(require.resolve("lokijs", { paths: [process.argv[1]] }));
+const many = Collection.prototype.removeBatchByPositions;
+Collection.prototype.removeBatchByPositions = function (positions) {
+  if (positions.length > 16) return many.call(this, positions);
+  for (const doc of positions.map((position) => this.data[position])) this.remove(doc);
+};
+`
+
 // The planes of Azure, as in AzureRequest and AzureFault.
 const (
 	PlaneEntra = "entra"
@@ -313,6 +325,10 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 	for i, account := range a.pool {
 		accounts[i] = account.name + ":" + base64.StdEncoding.EncodeToString(account.key)
 	}
+	preload := filepath.Join(a.dir, "preload.js")
+	if err := os.WriteFile(preload, []byte(azuritePreload), 0o600); err != nil {
+		return fmt.Errorf("writing a file of Azurite: %w", err)
+	}
 	// As with MinIO, another process may take a free port before Azurite does.
 	const attempts = 5
 	for range attempts {
@@ -325,7 +341,7 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 		}
 		// Azurite knows the versions of the API up to its own release only, and fails
 		// requests of newer SDKs unless told not to look.
-		cmd := exec.Command("node", script, "--blobHost", "127.0.0.1", "--blobPort", port,
+		cmd := exec.Command("node", "--require", preload, script, "--blobHost", "127.0.0.1", "--blobPort", port,
 			"--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck",
 			// By default it closes idle connections after 5 seconds. One that is just being
 			// used would be an error.
