@@ -99,6 +99,8 @@ type BucketState struct {
 	// limit. Azure: "a maximum of five increases"
 	// (learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies).
 	Extensions *int32
+	// Appends says that the policy lets blobs be appended to, which ours never do.
+	Appends bool
 }
 
 // PurgeResult counts object versions, delete markers included.
