@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -234,15 +235,16 @@ type wish struct {
 	// config is the spec's, as far as it could be read; its cloud is the recorded one if
 	// the spec names none.
 	config bucketConfig
-	// recordedCloud is the cloud that the bucket was found in.
-	recordedCloud string
+	// recordedCloud and recordedAccount are where the bucket was found.
+	recordedCloud, recordedAccount string
 	// err says why the spec cannot be carried out. The recorded policy is then still
 	// defended: a broken spec must not open the door.
 	err error
 }
 
 func (r *bucketReconciler) bucketWish(b *backupBucket) wish {
-	w := wish{recorded: recordedPolicy(b.ProviderStatus), recordedCloud: recordedCloud(b.ProviderStatus)}
+	status := recordedStatus(b.ProviderStatus)
+	w := wish{recorded: recordedPolicy(b.ProviderStatus), recordedCloud: status.cloud(), recordedAccount: status.StorageAccount}
 	w.config, w.err = parseConfig(r.storeKind(&b.object), b.Type, b.ProviderConfig)
 	// Without spec.providerConfig, credentials of a custom cloud must not go to the public one.
 	w.config.Cloud = cmp.Or(w.config.Cloud, w.recordedCloud)
@@ -273,8 +275,13 @@ func (r *bucketReconciler) openStore(ctx context.Context, b *backupBucket, secre
 		if generated, err = r.secrets.generated(ctx, generatedSecretRefs(b)...); err != nil {
 			return nil, nil, err
 		}
-		if generated != nil {
+		// A secret that was lost must not make us look into another account.
+		ref.Account = w.recordedAccount
+		if generated != nil && len(generated.Data[dataKeyStorageAccount]) > 0 {
 			ref.Account = string(generated.Data[dataKeyStorageAccount])
+		}
+		if w.err != nil && w.config.CloudUnknown && w.recordedCloud == "" && w.recorded.None() && b.GeneratedSecretRef.Name == "" {
+			return nil, nil, &storeError{code: codeConfigurationProblem, err: fmt.Errorf("the cloud is not known: %w", errors.Join(w.err, errNotOurBucket))}
 		}
 	}
 	store, err := r.stores[kind].openStore(ref, secret.Data)
@@ -547,6 +554,10 @@ func (p *bucketPass) plan() Plan {
 	if p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
 		return Plan{Refusal: refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
 	}
+	if p.live.Appends && !p.live.Policy.Locked && !p.live.Policy.None() && p.live.Policy == p.wish.desired {
+		// Setting it anew switches protected append writes off, which we never allow.
+		plan.Steps = []Step{{Policy: p.wish.desired}}
+	}
 	return plan
 }
 
@@ -637,6 +648,17 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 	requested := p.admission.rotationRequested(&p.b.object)
 	publish, regenerate := planKeys(keys, published, p.wish.config.Rotation, requested, time.Now())
 	if regenerate != "" {
+		if err := p.start(); err != nil {
+			return err
+		}
+		// A cache that lags shows requests that were carried out already; the key that
+		// would go now is the one that every cluster uses.
+		if requested, err = p.rotationStillRequested(ctx); err != nil {
+			return err
+		}
+		publish, regenerate = planKeys(keys, published, p.wish.config.Rotation, requested, time.Now())
+	}
+	if regenerate != "" {
 		if publish, err = p.regenerateKey(ctx, store, regenerate); err != nil {
 			return err
 		}
@@ -667,11 +689,22 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 	return nil
 }
 
+// rotationStillRequested reads the request for a rotation from the API server.
+func (p *bucketPass) rotationStillRequested(ctx context.Context) (bool, error) {
+	u, err := p.resource.live(ctx, &p.b.object)
+	if err != nil {
+		return false, err
+	}
+	if u == nil || u.GetDeletionTimestamp() != nil {
+		return false, apierrors.NewConflict(bucketsGVR.GroupResource(), p.b.Name, errors.New("it is gone or going"))
+	}
+	live := decodeBucket(u)
+	p.b.ResourceVersion, p.b.Annotations = live.ResourceVersion, live.Annotations
+	return p.admission.rotationRequested(&live.object), nil
+}
+
 // regenerateKey replaces a key that was read just before and returns the new one.
 func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name string) (accessKey, error) {
-	if err := p.start(); err != nil {
-		return accessKey{}, err
-	}
 	keys, err := store.RegenerateKey(ctx, name)
 	if err != nil {
 		return accessKey{}, err
@@ -696,9 +729,9 @@ var readBackDelays = []time.Duration{250 * time.Millisecond, time.Second, 2 * ti
 
 // readBack observes the bucket until its policy is another one than before.
 func (p *bucketPass) readBack(ctx context.Context, store Store) error {
-	before := p.live.Policy
+	before := p.live
 	for i := 0; ; i++ {
-		if err := p.observe(ctx, store); err != nil || p.live.Policy != before || i == len(readBackDelays) {
+		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends || i == len(readBackDelays) {
 			return err
 		}
 		select {
@@ -750,12 +783,15 @@ func (p *bucketPass) record(plan Plan) {
 // statusFields are the status fields that follow from what was seen.
 func (p *bucketPass) statusFields() map[string]any {
 	fields := map[string]any{}
-	cloud := p.wish.recordedCloud
+	cloud, account := p.wish.recordedCloud, p.wish.recordedAccount
 	if p.observed {
 		cloud = p.wish.config.Cloud
+		if p.generated != nil {
+			account = string(p.generated.Data[dataKeyStorageAccount])
+		}
 	}
-	if p.recorded != p.wish.recorded || cloud != p.wish.recordedCloud {
-		fields["providerStatus"] = providerStatus(p.storeKind(&p.b.object), p.b.Type, p.recorded, cloud)
+	if p.recorded != p.wish.recorded || cloud != p.wish.recordedCloud || account != p.wish.recordedAccount {
+		fields["providerStatus"] = providerStatus(p.storeKind(&p.b.object), p.b.Type, p.recorded, cloud, account)
 	}
 	if p.generated != nil {
 		if ref := (types.NamespacedName{Namespace: p.generated.Namespace, Name: p.generated.Name}); ref != p.b.GeneratedSecretRef {
@@ -808,17 +844,28 @@ type bucketStatus struct {
 	// Not omitempty: in a merge patch only null removes what was there.
 	Immutability       *s3Immutability     `json:"immutability"`
 	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration"`
+	StorageAccount     string              `json:"storageAccount,omitempty"`
+}
+
+func (s *bucketStatus) cloud() string {
+	if s.CloudConfiguration == nil {
+		return ""
+	}
+	return s.CloudConfiguration.Name
 }
 
 const bucketStatusKind = "BackupBucketStatus"
 
-// providerStatus records the policy that we set, and the cloud if the spec names it; null
-// if there is neither.
-func providerStatus(kind storeKind, providerType string, p Policy, cloud string) any {
-	if p.None() && cloud == "" {
+// providerStatus records the policy that we set, the cloud if the spec names it, and the
+// storage account; null if there is nothing.
+func providerStatus(kind storeKind, providerType string, p Policy, cloud, account string) any {
+	if p.None() && cloud == "" && account == "" {
 		return nil
 	}
-	status := bucketStatus{configHeader: configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind}}
+	status := bucketStatus{
+		configHeader:   configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind},
+		StorageAccount: account,
+	}
 	if cloud != "" {
 		status.CloudConfiguration = &cloudConfiguration{Name: cloud}
 	}
@@ -841,14 +888,6 @@ func recordedStatus(raw []byte) (status bucketStatus) {
 		return bucketStatus{}
 	}
 	return status
-}
-
-// recordedCloud reads back the cloud that providerStatus recorded.
-func recordedCloud(raw []byte) string {
-	if c := recordedStatus(raw).CloudConfiguration; c != nil {
-		return c.Name
-	}
-	return ""
 }
 
 // recordedPolicy reads back what providerStatus recorded. Whatever another controller
@@ -885,7 +924,7 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	}
 	// One that never got ready stays a Create until it is gone, so that each pass knows.
 	opType, remove := operationTypeDelete, r.deleteBucket
-	if b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded() {
+	if b.neverReady() {
 		opType, remove = operationTypeCreate, r.deleteUnused
 	}
 	user, err := r.referringEntry(ctx, b)
@@ -923,6 +962,11 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	return 0, r.resource.release(ctx, &b.object)
 }
 
+// neverReady says that the creation of a BackupBucket has never succeeded.
+func (b *backupBucket) neverReady() bool {
+	return b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded()
+}
+
 // bucketToDelete opens the bucket of a BackupBucket after a fresh look at it; nil if there
 // is nothing of ours, which needs no deletion.
 func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, BucketState, error) {
@@ -934,6 +978,11 @@ func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) 
 		return nil, BucketState{}, err
 	}
 	store, _, err := r.openStore(ctx, b, secret, r.bucketWish(b))
+	var unopened *storeError
+	if errors.As(err, &unopened) && b.neverReady() {
+		// Such as a cloud that does not exist: nothing was ever created there.
+		return nil, BucketState{}, r.bucketLeft(ctx, b, err)
+	}
 	if err == nil {
 		var state BucketState
 		if state, err = store.Observe(ctx); err == nil && (state.Exists || state.Remains) {

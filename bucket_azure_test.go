@@ -61,7 +61,12 @@ func (h *harness) putAzure(settled bool, p Policy, edits ...editObject) *memAcco
 	}
 	edits = append([]editObject{set("azure", "spec", "type"), withAzureConfig(p, nil)}, edits...)
 	if settled {
-		edits = append([]editObject{withGeneratedRef("garden", testGenerated), withRecord(p)}, edits...)
+		recorded := func(u *unstructured.Unstructured) {
+			set("azure.provider.extensions.gardener.cloud/v1alpha1", "status", "providerStatus", "apiVersion")(u)
+			set(bucketStatusKind, "status", "providerStatus", "kind")(u)
+			set("derived", "status", "providerStatus", "storageAccount")(u)
+		}
+		edits = append([]editObject{withGeneratedRef("garden", testGenerated), withRecord(p), recorded}, edits...)
 	}
 	h.putBucket(settled, edits...)
 	h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Data = azureCredentials() })
@@ -585,7 +590,7 @@ func TestAzureRotationByAge(t *testing.T) {
 	if err != nil || wait != testVerifyInterval {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
-	h.wantTrace(append(slices.Clone(azureVerified), "store b Keys", "store b RegenerateKey key2", "patch secrets garden/generated-bucket-b annotations,labels,data")...)
+	h.wantTrace(append(slices.Clone(azureVerified), "store b Keys", "get backupbuckets b", "store b RegenerateKey key2", "patch secrets garden/generated-bucket-b annotations,labels,data")...)
 	h.wantEvents("KeyRotated")
 	h.wantGenerated("garden", "derived", account.keys[1].Value)
 	if account.keys[0].Value != memKey1 {
@@ -723,6 +728,7 @@ func TestAzureRotationByAnnotation(t *testing.T) {
 			h.wantTrace(append(slices.Clone(azureVerified),
 				"store b Harden", "store b Keys",
 				"status backupbuckets b Reconcile Processing",
+				"get backupbuckets b",
 				"store b RegenerateKey key2",
 				"patch backupbuckets b annotations",
 				"patch secrets garden/generated-bucket-b annotations,labels,data",
@@ -1678,7 +1684,10 @@ func TestAzureCloudIsRecorded(t *testing.T) {
 	inCloud := func(name string) map[string]any {
 		return map[string]any{"cloudConfiguration": map[string]any{"name": name}}
 	}
-	recorded := func(h *harness) string { return recordedCloud(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus) }
+	recorded := func(h *harness) string {
+		status := recordedStatus(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus)
+		return status.cloud()
+	}
 	edit := func(h *harness, change editObject) {
 		h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
 			change(u)
@@ -1719,5 +1728,100 @@ func TestAzureCloudIsRecorded(t *testing.T) {
 	h.putAzure(true, Policy{}, withAzureConfig(Policy{}, inCloud("MyCloud")))
 	if _, err := h.passBucket("b"); err != nil || recorded(h) != "MyCloud" || !h.record().None() {
 		t.Errorf("recorded is %q, %s: %v", recorded(h), h.record(), err)
+	}
+}
+
+// After a restart the first list may come from a watch cache that lags: a request that was
+// carried out must not cost the clusters the key that they use.
+func TestAzureRotationReadsTheRequestLive(t *testing.T) {
+	h := newHarness(t)
+	account := h.putAzure(true, locked4d, withAnnotation(annotationRotate, "true"))
+	h.sync()
+	stale := h.buckets.objects.List()
+	if _, err := h.passBucket("b"); err != nil || h.cloud.generation != 1 {
+		t.Fatalf("%d rotations: %v", h.cloud.generation, err)
+	}
+	h.buckets.resource.controller.written = map[cache.ObjectName]string{}
+	if err := h.buckets.objects.Replace(stale, ""); err != nil {
+		t.Fatal(err)
+	}
+	h.frozen = true
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	if h.cloud.generation != 1 || account.keys[0].Value != memKey1 || h.publishedKey() != "key2" {
+		t.Errorf("%d rotations, %s is published", h.cloud.generation, h.publishedKey())
+	}
+}
+
+// What may name a custom cloud but cannot be read must not send its credentials to another.
+func TestAzureUnreadableCloudIsNotGuessed(t *testing.T) {
+	h := newHarness(t)
+	h.putAzure(false, locked4d, withAzureConfig(locked4d, map[string]any{"cloudConfiguration": map[string]any{"nam": "MyCloud"}}), withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) { deleting(u) })
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	if h.cloud.opened.Name != "" {
+		t.Errorf("opened %+v", h.cloud.opened)
+	}
+	if h.get(bucketsGVR, "b") != nil {
+		t.Error("the BackupBucket is still there")
+	}
+	h.wantEvents("BucketLeft")
+	// One that was found before lies where its region says.
+	h = newHarness(t)
+	h.putAzure(true, locked4d, withAzureConfig(locked4d, map[string]any{"cloudConfiguration": map[string]any{"nam": "MyCloud"}}))
+	if _, err := h.passBucket("b"); err == nil || h.cloud.opened.Name != "b" {
+		t.Errorf("opened %+v: %v", h.cloud.opened, err)
+	}
+}
+
+// An account whose name only the generated secret told is found again without it.
+func TestAzureLostSecretKeepsTheAccount(t *testing.T) {
+	h := newHarness(t)
+	h.putAzure(true, locked4d, set("bkpadopted", "status", "providerStatus", "storageAccount"))
+	h.deleteSecret("garden", testGenerated)
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	if h.cloud.opened.Account != "bkpadopted" {
+		t.Errorf("opened %+v", h.cloud.opened)
+	}
+	h.wantGenerated("garden", "bkpadopted", memKey1)
+}
+
+// Protected append writes stay off in a policy that is as wished otherwise; in those of
+// others they are left.
+func TestAzureAppendWritesAreSwitchedOff(t *testing.T) {
+	for name, test := range map[string]struct {
+		live, wish Policy
+		set        int
+	}{
+		"ours":    {Policy{Days: 4}, Policy{Days: 4}, 1},
+		"locked":  {locked4d, locked4d, 0},
+		"foreign": {Policy{Days: 4}, Policy{}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putAzure(true, test.wish, withOperation(operationReconcile))
+			b := h.cloud.putContainer("b", test.live, 5)
+			b.state.Appends = true
+			if _, err := h.passBucket("b"); err != nil {
+				t.Error(err)
+			}
+			got := 0
+			for _, call := range h.storeCalls() {
+				if strings.Contains(call, "SetPolicy") {
+					got++
+				}
+			}
+			if got != test.set || b.state.Appends != (test.set == 0) || b.state.Policy != test.live {
+				t.Errorf("%d SetPolicy, state %+v", got, b.state)
+			}
+		})
 	}
 }

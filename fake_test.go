@@ -1001,7 +1001,7 @@ func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
 func (c *memClient) apply(b *memBucket, p Policy) {
 	b.read, b.before, b.lag = false, b.state.Policy, c.lag
 	if !c.ignoresPolicy {
-		b.state.Policy = p
+		b.state.Policy, b.state.Appends = p, false
 	}
 }
 

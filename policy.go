@@ -177,8 +177,10 @@ const (
 // bucketConfig is what spec.providerConfig of a BackupBucket asks for.
 type bucketConfig struct {
 	Policy Policy
-	// Cloud is cloudConfiguration.name, empty if there is none.
-	Cloud string
+	// Cloud is cloudConfiguration.name, empty if there is none. CloudUnknown says that it
+	// may be there but could not be read.
+	Cloud        string
+	CloudUnknown bool
 	// Rotation is nil if keys are not to be rotated by age.
 	Rotation *keyRotation
 }
@@ -248,6 +250,7 @@ func parseConfig(kind storeKind, providerType string, raw []byte) (bucketConfig,
 			config.Cloud = c.CloudConfiguration.Name
 		}
 		if decodeErr != nil {
+			config.CloudUnknown = config.Cloud == ""
 			return config, decodeErr
 		}
 		err := c.parse(&config)

@@ -383,7 +383,7 @@ func FuzzParseConfig(f *testing.F) {
 				t.Errorf("accepted %+v", *r)
 			}
 			// What is written is what is read.
-			if back, err := json.Marshal(providerStatus(kind, "s3", got.Policy, "")); err != nil || recordedPolicy(back) != got.Policy {
+			if back, err := json.Marshal(providerStatus(kind, "s3", got.Policy, "", "")); err != nil || recordedPolicy(back) != got.Policy {
 				t.Errorf("%s: %s reads back as %s, %v", back, got.Policy, recordedPolicy(back), err)
 			}
 		}
@@ -589,7 +589,7 @@ func TestProviderStatus(t *testing.T) {
 		storeAzure: append(slices.Clone(policies), Policy{Days: 100000, Locked: true}, Policy{Days: azureMaxRetentionDays, Locked: true}),
 	} {
 		for _, policy := range policies {
-			data, err := json.Marshal(providerStatus(kind, "my", policy, ""))
+			data, err := json.Marshal(providerStatus(kind, "my", policy, "", ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -609,7 +609,7 @@ func TestProviderStatus(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", data, want)
 			}
 		}
-		if got := providerStatus(kind, "my", Policy{}, ""); got != nil {
+		if got := providerStatus(kind, "my", Policy{}, "", ""); got != nil {
 			t.Errorf("no policy is recorded as %v", got)
 		}
 	}

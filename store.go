@@ -69,10 +69,11 @@ type objectInfo struct {
 type Store interface {
 	purger
 	// Observe returns what the cloud itself says about the bucket. A bucket that
-	// does not exist is no error. One that belongs to somebody else, or lies in
+	// does not exist is no error. One that belongs to somebody else, or on S3 lies in
 	// another region, is, so that it is never adopted: ERR_CONFIGURATION_PROBLEM, or
 	// ERR_INFRA_UNAUTHORIZED where the store does not tell that from a missing
-	// permission. At most 3 requests, and once for a client one for its account.
+	// permission. An Azure account is adopted wherever it lies; Harden reports another
+	// region as a gap. At most 3 requests, and once for a client one for its account.
 	Observe(ctx context.Context) (BucketState, error)
 	// Create makes the bucket; with immutable it can hold a policy. A bucket that
 	// we own already is no error.
@@ -133,9 +134,12 @@ type BucketState struct {
 	// Policy is the bucket's default retention and whether it is locked.
 	Policy Policy
 	// Extensions is how often a locked policy can still be extended; nil if there is no
-	// limit. Azure: "a maximum of five increases"
-	// (learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies).
+	// limit. Azure: "A maximum of five increases to the effective retention period is
+	// allowed over the lifetime of a locked policy"
+	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	Extensions *int32
+	// Appends says that the policy lets blobs be appended to, which ours never do.
+	Appends bool
 }
 
 // PurgeResult counts object versions, delete markers included.

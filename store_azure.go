@@ -49,8 +49,9 @@ import (
 )
 
 const (
-	// azureMaxExtensions: "a maximum of five increases to the effective retention period"
-	// (learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies).
+	// azureMaxExtensions: "A maximum of five increases to the effective retention period is
+	// allowed over the lifetime of a locked policy"
+	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	azureMaxExtensions = 5
 
 	azureMaxClients      = 32
@@ -448,7 +449,12 @@ type azureClient struct {
 	resources  *armresources.Client
 	accounts   *armstorage.AccountsClient
 	containers *armstorage.BlobContainersClient
-	lastUse    uint64 // guarded by azureClients.mu
+	shares     *armstorage.FileSharesClient
+	queues     *armstorage.QueueClient
+	tables     *armstorage.TableClient
+	// deletions are the resume tokens of the deletions that were begun, by resource group.
+	deletions sync.Map
+	lastUse   uint64 // guarded by azureClients.mu
 }
 
 func (c *azureClients) client(cloud *azureCloud, config *azureConfig) (*azureClient, error) {
@@ -520,6 +526,15 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 		return nil, err
 	}
 	if client.containers, err = armstorage.NewBlobContainersClient(config.subscriptionID, credential, armOptions); err != nil {
+		return nil, err
+	}
+	if client.shares, err = armstorage.NewFileSharesClient(config.subscriptionID, credential, armOptions); err != nil {
+		return nil, err
+	}
+	if client.queues, err = armstorage.NewQueueClient(config.subscriptionID, credential, armOptions); err != nil {
+		return nil, err
+	}
+	if client.tables, err = armstorage.NewTableClient(config.subscriptionID, credential, armOptions); err != nil {
 		return nil, err
 	}
 	return client, nil
@@ -755,6 +770,13 @@ var azureCodes = map[string]errorCode{
 	"ResourceGroupQuotaExceeded": codeQuotaExceeded,
 	"ResourceQuotaExceeded":      codeQuotaExceeded,
 
+	// What a bucket lies in is gone: it is being deleted, or was just made and is not known
+	// everywhere yet.
+	"ContainerNotFound":      codeRetryableDependencies,
+	"ParentResourceNotFound": codeRetryableDependencies,
+	"ResourceGroupNotFound":  codeRetryableDependencies,
+	"ResourceNotFound":       codeRetryableDependencies,
+
 	"AccountBeingCreated":               codeRetryableDependencies,
 	"StorageAccountBeingCreated":        codeRetryableDependencies,
 	"StorageAccountIsNotProvisioned":    codeRetryableDependencies,
@@ -791,6 +813,7 @@ var azureActions = map[string]string{
 	"ResourceGroups.Delete": "Microsoft.Resources/subscriptions/resourceGroups/delete",
 	"Resources.List":        "Microsoft.Resources/subscriptions/resourceGroups/resources/read",
 
+	"StorageAccounts.CheckName":     "Microsoft.Storage/checknameavailability/read",
 	"StorageAccounts.Get":           azureAccountType + "/read",
 	"StorageAccounts.Create":        azureAccountType + "/write",
 	"StorageAccounts.Update":        azureAccountType + "/write",
@@ -802,6 +825,10 @@ var azureActions = map[string]string{
 	"BlobContainers.List":   azureAccountType + "/blobServices/containers/read",
 	"BlobContainers.Create": azureAccountType + "/blobServices/containers/write",
 	"BlobContainers.Delete": azureAccountType + "/blobServices/containers/delete",
+
+	"FileShares.List": azureAccountType + "/fileServices/shares/read",
+	"Queues.List":     azureAccountType + "/queueServices/queues/read",
+	"Tables.List":     azureAccountType + "/tableServices/tables/read",
 
 	"ImmutabilityPolicies.Put":    azureAccountType + "/blobServices/containers/immutabilityPolicies/write",
 	"ImmutabilityPolicies.Delete": azureAccountType + "/blobServices/containers/immutabilityPolicies/delete",
@@ -1126,6 +1153,24 @@ type azureContainer struct {
 	appendWrites, appendWritesAll *bool
 	extensions                    int32
 	legalHold, public             bool
+	// versionLevel says that the policy is only a default, which each blob may have or not:
+	// learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
+	versionLevel bool
+}
+
+// effective is the policy as far as it holds for all blobs.
+func (c *azureContainer) effective() Policy {
+	p := c.policy
+	p.Locked = p.Locked && !c.versionLevel
+	return p
+}
+
+// retention is how many days every blob is retained.
+func (c *azureContainer) retention() int {
+	if c.versionLevel {
+		return 0
+	}
+	return int(c.policy.Days)
 }
 
 func (c *azureContainer) appends() bool { return isTrue(c.appendWrites) || isTrue(c.appendWritesAll) }
@@ -1152,6 +1197,9 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 	} else if properties := response.ContainerProperties; properties != nil {
 		c.legalHold = isTrue(properties.HasLegalHold)
 		c.public = properties.PublicAccess != nil && *properties.PublicAccess != armstorage.PublicAccessNone
+		if versions := properties.ImmutableStorageWithVersioning; versions != nil {
+			c.versionLevel = isTrue(versions.Enabled) || deref(versions.MigrationState) != ""
+		}
 		if err := b.readPolicy(c, properties.ImmutabilityPolicy); err != nil {
 			return nil, err
 		}
@@ -1163,10 +1211,10 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 }
 
 // readPolicy reads the policy of a container. One that is missing may be there with the
-// state Deleted, without etag and days.
+// state Deleted, or without days.
 func (b *azureBucket) readPolicy(c *azureContainer, p *armstorage.ImmutabilityPolicyProperties) error {
 	c.extensions = azureMaxExtensions
-	if p == nil || p.Properties == nil || deref(p.Etag) == "" || deref(p.Properties.ImmutabilityPeriodSinceCreationInDays) <= 0 {
+	if p == nil || p.Properties == nil || deref(p.Properties.ImmutabilityPeriodSinceCreationInDays) <= 0 {
 		return nil
 	}
 	policy := Policy{Days: *p.Properties.ImmutabilityPeriodSinceCreationInDays}
@@ -1179,6 +1227,9 @@ func (b *azureBucket) readPolicy(c *azureContainer, p *armstorage.ImmutabilityPo
 	default:
 		return b.errorf(codeConfigurationProblem, nil, "the immutability policy of container %q is in state %q, which is neither %s nor %s",
 			b.Name, string(state), armstorage.ImmutabilityPolicyStateLocked, armstorage.ImmutabilityPolicyStateUnlocked)
+	}
+	if deref(p.Etag) == "" {
+		return b.errorf(codeRetryableDependencies, nil, "Azure answers with the immutability policy of container %q without an etag, without which it cannot be changed safely", b.Name)
 	}
 	for _, update := range p.UpdateHistory {
 		if update != nil && deref(update.Update) == armstorage.ImmutabilityPolicyUpdateTypeExtend && c.extensions > 0 {
@@ -1224,7 +1275,7 @@ func (b *azureBucket) Observe(ctx context.Context) (BucketState, error) {
 	case !c.exists:
 		return BucketState{Remains: c.group}, nil
 	}
-	return BucketState{Exists: true, Policy: c.policy, Extensions: &c.extensions}, nil
+	return BucketState{Exists: true, Policy: c.effective(), Extensions: &c.extensions, Appends: !c.policy.None() && c.appends()}, nil
 }
 
 // Create implements Store. What exists is adopted as it is. A container can get a policy at
@@ -1263,12 +1314,17 @@ func (b *azureBucket) Create(ctx context.Context, _ bool) error {
 }
 
 // checkName keeps a group from being made for an account whose name is taken. It needs a
-// permission on the whole subscription: without an answer the creation will tell.
+// permission on the whole subscription: without that the creation will tell.
 func (b *azureBucket) checkName(ctx context.Context) error {
 	answer, err := azureCall(ctx, "StorageAccounts.CheckName", func(ctx context.Context) (armstorage.AccountsClientCheckNameAvailabilityResponse, error) {
 		return b.accounts.CheckNameAvailability(ctx, armstorage.AccountCheckNameAvailabilityParameters{Name: &b.Account, Type: to.Ptr(azureAccountType)}, nil)
 	})
-	if err == nil && deref(answer.Reason) == armstorage.ReasonAlreadyExists {
+	switch {
+	case azureStatus(err) == http.StatusForbidden:
+		return nil
+	case err != nil:
+		return b.fail(err)
+	case deref(answer.Reason) == armstorage.ReasonAlreadyExists:
 		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q cannot be created: %s", b.Name, b.taken(string(armstorage.ReasonAlreadyExists)))
 	}
 	return nil
@@ -1361,11 +1417,11 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 	if known.public {
 		gap("Container %s allows public access; it is left as it is.", b.Name)
 	}
-	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && ours {
-		if err := b.SetPolicy(ctx, known.policy); err != nil {
-			return nil, err
-		}
-	} else if !known.policy.None() && known.appends() {
+	if known.versionLevel {
+		gap("Container %s has version-level immutability, under which its policy is only a default that blobs need not have; it is left as it is.", b.Name)
+	}
+	// An unlocked one of ours is set anew.
+	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && !ours {
 		gap("The immutability policy allows protected append writes, so that blobs can be appended to; it is left as it is.")
 	}
 	response, err := b.storageAccount(ctx)
@@ -1417,8 +1473,9 @@ func (b *azureBucket) hardenAccount(ctx context.Context, is *armstorage.AccountP
 		change.AllowBlobPublicAccess, weak = to.Ptr(false), true
 	}
 	if b.KeyExpirationDays > 0 && (is.KeyPolicy == nil || deref(is.KeyPolicy.KeyExpirationPeriodInDays) != b.KeyExpirationDays) {
-		// "You must rotate both keys if keyCreationTime is null for either of them"
-		// (learn.microsoft.com/azure/storage/common/storage-account-keys-manage).
+		// "You must regenerate both keys at least once before setting expiration policy"
+		// (learn.microsoft.com/azure/storage/common/storage-account-keys-manage), if the time
+		// of one is not known.
 		if created := is.KeyCreationTime; created != nil && created.Key1 != nil && created.Key2 != nil {
 			change.KeyPolicy = &armstorage.KeyPolicy{KeyExpirationPeriodInDays: &b.KeyExpirationDays}
 		} else {
@@ -1505,6 +1562,9 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 		}
 		if !live.exists {
 			return b.errorf(codeRetryableDependencies, nil, "container %q does not exist any more", b.Name)
+		}
+		if live.versionLevel && !want.None() {
+			return b.errorf(codeConfigurationProblem, nil, "container %q has version-level immutability, under which its policy is only a default that blobs need not have: use another container, in a storage account without it", b.Name)
 		}
 		if expected != nil && live.policy != *expected && !live.policy.Locked && want.Days < live.policy.Days {
 			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile", b.Name, live.policy)
@@ -1655,7 +1715,7 @@ func (b *azureBucket) Purge(ctx context.Context, prefix string, before func(cont
 	if err != nil {
 		return PurgeResult{}, err
 	}
-	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, before: before, days: int(known.policy.Days), held: known.legalHold}
+	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, before: before, days: known.retention(), held: known.legalHold}
 	return p.run(ctx)
 }
 
@@ -1723,6 +1783,9 @@ func (b *azureBucket) Delete(ctx context.Context) error {
 
 // DeleteAccount implements accountStore.
 func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
+	if running, err := b.pollDeletion(ctx); err != nil || running {
+		return AccountState{Deleting: running}, err
+	}
 	group, err := b.group(ctx)
 	switch {
 	case azureErrorCode(err) == "ResourceGroupNotFound":
@@ -1737,12 +1800,12 @@ func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
 		return AccountState{}, err
 	}
 	if ours {
-		container, err := b.anyContainer(ctx)
+		why, err := b.occupied(ctx)
 		if err != nil {
 			return AccountState{}, err
 		}
-		if container != "" {
-			return AccountState{Kept: fmt.Sprintf("resource group %s and storage account %s stay, because container %s is in it.", b.Name, b.Account, container)}, nil
+		if why != "" {
+			return AccountState{Kept: fmt.Sprintf("resource group %s and storage account %s stay, because %s.", b.Name, b.Account, why)}, nil
 		}
 	}
 	if len(others) > 0 {
@@ -1756,7 +1819,7 @@ func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
 		}
 		return AccountState{Kept: fmt.Sprintf("resource group %s stays, because something else is in it, such as %s.", b.Name, slices.Min(others))}, nil
 	}
-	_, err = azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
+	deletion, err := azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
 		return b.groups.BeginDelete(ctx, b.Name, nil)
 	})
 	switch {
@@ -1767,7 +1830,53 @@ func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
 	case err != nil:
 		return AccountState{}, b.fail(err)
 	}
+	b.rememberDeletion(deletion)
 	return AccountState{Started: true}, nil
+}
+
+// rememberDeletion keeps a deletion of the group for pollDeletion, unless it has ended. A
+// restart or other credentials forget it: then the state of the group tells whether one is
+// under way.
+func (b *azureBucket) rememberDeletion(poller *runtime.Poller[armresources.ResourceGroupsClientDeleteResponse]) {
+	if token, err := poller.ResumeToken(); err == nil {
+		b.deletions.Store(b.Name, token)
+	}
+}
+
+// pollDeletion asks once how the deletion of the group is that was begun before. Azure
+// accepts it and may fail and roll it back later: that is told, and the next call begins
+// another one.
+func (b *azureBucket) pollDeletion(ctx context.Context) (running bool, err error) {
+	token, begun := b.deletions.Load(b.Name)
+	if !begun {
+		return false, nil
+	}
+	_, err = azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (out armresources.ResourceGroupsClientDeleteResponse, err error) {
+		poller, err := b.groups.BeginDelete(ctx, b.Name, &armresources.ResourceGroupsClientBeginDeleteOptions{ResumeToken: token.(string)})
+		if err != nil {
+			return out, err
+		}
+		if _, err := poller.Poll(ctx); err != nil {
+			return out, err
+		}
+		if running = !poller.Done(); running {
+			b.rememberDeletion(poller) // Azure may have moved it
+			return out, nil
+		}
+		return poller.Result(ctx)
+	})
+	status := azureStatus(err)
+	switch {
+	case running:
+		return true, nil
+	case err != nil && (status == 0 || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests || status == http.StatusUnauthorized):
+		return false, b.fail(err) // of the question, which can be asked again
+	}
+	b.deletions.Delete(b.Name)
+	if status == http.StatusForbidden || status == http.StatusNotFound {
+		return false, nil // it cannot be asked about any more
+	}
+	return false, b.failIf(err)
 }
 
 // resourcesOfGroup says whether our account is in the group, and what else is.
@@ -1794,21 +1903,66 @@ func (b *azureBucket) resourcesOfGroup(ctx context.Context) (ours bool, others [
 	return ours, others, nil
 }
 
-// anyContainer returns a container of the account, empty if there is none.
-func (b *azureBucket) anyContainer(ctx context.Context) (string, error) {
-	pager := b.containers.NewListPager(b.Name, b.Account, &armstorage.BlobContainersClientListOptions{Maxpagesize: to.Ptr("10")})
-	for pager.More() {
-		page, err := azureCall(ctx, "BlobContainers.List", pager.NextPage)
+// occupied says, as a clause, what is in the account besides the bucket, or what has to be
+// allowed to know; empty if nothing is.
+func (b *azureBucket) occupied(ctx context.Context) (string, error) {
+	one := to.Ptr("1")
+	for _, kind := range []struct {
+		name, operation string
+		first           func(ctx context.Context, operation string) (string, error)
+	}{
+		{"container", "BlobContainers.List", func(ctx context.Context, operation string) (string, error) {
+			// More than one, since some do not count.
+			return azureFirst(ctx, operation, b.containers.NewListPager(b.Name, b.Account, &armstorage.BlobContainersClientListOptions{Maxpagesize: to.Ptr("10")}),
+				func(page armstorage.BlobContainersClientListResponse) []*armstorage.ListContainerItem {
+					return page.Value
+				},
+				func(c *armstorage.ListContainerItem) *string { return c.Name })
+		}},
+		{"file share", "FileShares.List", func(ctx context.Context, operation string) (string, error) {
+			return azureFirst(ctx, operation, b.shares.NewListPager(b.Name, b.Account, &armstorage.FileSharesClientListOptions{Maxpagesize: one}),
+				func(page armstorage.FileSharesClientListResponse) []*armstorage.FileShareItem { return page.Value },
+				func(s *armstorage.FileShareItem) *string { return s.Name })
+		}},
+		{"queue", "Queues.List", func(ctx context.Context, operation string) (string, error) {
+			return azureFirst(ctx, operation, b.queues.NewListPager(b.Name, b.Account, &armstorage.QueueClientListOptions{Maxpagesize: one}),
+				func(page armstorage.QueueClientListResponse) []*armstorage.ListQueue { return page.Value },
+				func(q *armstorage.ListQueue) *string { return q.Name })
+		}},
+		{"table", "Tables.List", func(ctx context.Context, operation string) (string, error) {
+			return azureFirst(ctx, operation, b.tables.NewListPager(b.Name, b.Account, nil),
+				func(page armstorage.TableClientListResponse) []*armstorage.Table { return page.Value },
+				func(t *armstorage.Table) *string { return t.Name })
+		}},
+	} {
+		name, err := kind.first(ctx, kind.operation)
 		switch {
-		case azureGone(err):
-			return "", nil
+		case azureStatus(err) == http.StatusForbidden:
+			return fmt.Sprintf("the client may not see whether a %s is in it: a role has to allow the action %s", kind.name, azureActions[kind.operation]), nil
 		case err != nil:
 			return "", b.fail(err)
+		case name != "":
+			return fmt.Sprintf("%s %s is in it", kind.name, name), nil
 		}
-		for _, c := range page.Value {
-			// Azure makes these by itself.
-			if name := deref(c.Name); name != "$logs" && name != "$blobchangefeed" {
-				return name, nil
+	}
+	return "", nil
+}
+
+// azureFirst returns the name of the first item of a list, empty if there is none. Kinds
+// of accounts without a service have nothing of it.
+func azureFirst[P, I any](ctx context.Context, operation string, pager *runtime.Pager[P], items func(P) []*I, name func(*I) *string) (string, error) {
+	for pager.More() {
+		page, err := azureCall(ctx, operation, pager.NextPage)
+		switch {
+		case azureGone(err), azureErrorCode(err) == "FeatureNotSupportedForAccount":
+			return "", nil
+		case err != nil:
+			return "", err
+		}
+		for _, item := range items(page) {
+			// Azure makes these containers by itself.
+			if found := deref(name(item)); found != "$logs" && found != "$blobchangefeed" {
+				return found, nil
 			}
 		}
 	}
@@ -1820,6 +1974,9 @@ type azureBlob struct {
 	name, version string // version is empty for the current one
 	size          int64
 	created       time.Time
+	// since is when the retention of the container begins to count.
+	since    time.Time
+	appended bool // an append blob
 	// until is the end of the blob's own retention; held says that it has a legal hold.
 	until time.Time
 	held  bool
@@ -1950,6 +2107,12 @@ func (p *azurePurge) page(page container.ListBlobsFlatResponse) ([]azureBlob, er
 		}
 		if properties := item.Properties; properties != nil {
 			b.size, b.created = deref(properties.ContentLength), deref(properties.CreationTime)
+			b.since = b.created
+			// That of an append blob counts from its last modification
+			// (learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies).
+			if b.appended = deref(properties.BlobType) == container.BlobTypeAppendBlob; b.appended && deref(properties.LastModified).After(b.created) {
+				b.since = *properties.LastModified
+			}
 			b.until, b.held = deref(properties.ImmutabilityPolicyExpiresOn), isTrue(properties.LegalHold)
 		}
 		blobs = append(blobs, b)
@@ -1958,9 +2121,8 @@ func (p *azurePurge) page(page container.ListBlobsFlatResponse) ([]azureBlob, er
 	return blobs, nil
 }
 
-// deletable leaves out what is known to be retained: "The effective retention period for
-// an individual blob is the difference between its creation time and the retention interval"
-// (learn.microsoft.com/azure/storage/blobs/immutable-time-based-retention-policy-overview).
+// deletable leaves out what is known to be retained: a blob is from its creation on, as long
+// as the policy says (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -1978,7 +2140,7 @@ func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 // end is when a blob becomes free, as far as that is known. All that Azure allows as days
 // is more than a time.Duration can hold.
 func (p *azurePurge) end(b azureBlob) time.Time {
-	if end := b.created.AddDate(0, 0, p.days); p.days > 0 && end.After(b.until) {
+	if end := b.since.AddDate(0, 0, p.days); p.days > 0 && end.After(b.until) {
 		return end
 	}
 	return b.until
@@ -2091,7 +2253,7 @@ func (p *azurePurge) count(batch []azureBlob, answers []error, retry bool) (agai
 			if code == "BlobImmutableDueToLegalHold" && !b.held {
 				// It is the container's, which holds everything.
 				p.held = true
-			} else if !b.held && b.until.IsZero() && (p.retainedSince == nil || b.created.Before(*p.retainedSince)) {
+			} else if !b.held && !b.appended && b.until.IsZero() && (p.retainedSince == nil || b.created.Before(*p.retainedSince)) {
 				p.retainedSince = &b.created
 			}
 			p.retain(b)

@@ -43,8 +43,10 @@ type fakeAzureBlob struct {
 	name, version string
 	previous      bool
 	created       time.Time
-	until         time.Time
-	held          bool
+	// appended is when an append blob was last modified, zero for a block blob.
+	appended time.Time
+	until    time.Time
+	held     bool
 }
 
 // fakeAzure speaks as much of Entra's, Resource Manager's and the Blob service's protocols
@@ -67,7 +69,9 @@ type fakeAzure struct {
 	locked, appends           bool
 	legalHold                 bool
 	public                    string
+	versionLevel              map[string]any
 	resources, containers     []string
+	shares, queues, tables    []string
 	blobs                     []fakeAzureBlob
 	now                       time.Time
 	// refuse returns the status and code of the refusal to delete a blob.
@@ -164,6 +168,14 @@ func (f *fakeAzure) script(operation string, answers ...func(http.ResponseWriter
 func answerAzure(status int, code string) func(http.ResponseWriter, *http.Request, string) bool {
 	return func(w http.ResponseWriter, _ *http.Request, _ string) bool {
 		fakeAzureError(w, status, code)
+		return true
+	}
+}
+
+// fakeAzureRawPolicy answers with a container that has this policy.
+func fakeAzureRawPolicy(policy string) func(http.ResponseWriter, *http.Request, string) bool {
+	return func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]any{"hasImmutabilityPolicy": true, "immutabilityPolicy": json.RawMessage(policy)}})
 		return true
 	}
 }
@@ -272,9 +284,29 @@ func (f *fakeAzure) serveARM(w http.ResponseWriter, r *http.Request) {
 		}
 	case len(parts) == 4 || parts[4] == "listKeys" || parts[4] == "regenerateKey":
 		f.serveAccount(w, r, body, parts)
+	case parts[4] != "blobServices":
+		operation, names := "Share.List", f.shares
+		switch parts[4] {
+		case "queueServices":
+			operation, names = "Queue.List", f.queues
+		case "tableServices":
+			operation, names = "Table.List", f.tables
+		}
+		if !f.begin(operation, w, r, body) {
+			fakeAzureNames(w, names)
+		}
 	default:
 		f.serveContainer(w, r, body, parts[6:])
 	}
+}
+
+// fakeAzureNames answers with a list of what has these names.
+func fakeAzureNames(w http.ResponseWriter, names []string) {
+	list := []map[string]string{}
+	for _, name := range names {
+		list = append(list, map[string]string{"name": name})
+	}
+	fakeAzureJSON(w, http.StatusOK, map[string]any{"value": list})
 }
 
 func (f *fakeAzure) serveGroup(w http.ResponseWriter, r *http.Request, body string) {
@@ -348,18 +380,16 @@ func (f *fakeAzure) serveContainer(w http.ResponseWriter, r *http.Request, body 
 	case !f.account:
 		fakeAzureError(w, http.StatusNotFound, "ResourceNotFound")
 	case operation == "Container.List":
-		var list []map[string]string
-		for _, name := range f.containers {
-			list = append(list, map[string]string{"name": name})
-		}
-		fakeAzureJSON(w, http.StatusOK, map[string]any{"value": list})
+		fakeAzureNames(w, f.containers)
 	case operation == "Container.PUT":
 		f.container = true
 		fakeAzureJSON(w, http.StatusCreated, map[string]any{})
 	case !f.container:
 		fakeAzureError(w, http.StatusNotFound, "ContainerNotFound")
 	case operation == "Container.GET":
-		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]any{"immutabilityPolicy": f.policyJSON(), "hasLegalHold": f.legalHold, "publicAccess": cmp.Or(f.public, "None")}})
+		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]any{
+			"immutabilityPolicy": f.policyJSON(), "hasLegalHold": f.legalHold, "publicAccess": cmp.Or(f.public, "None"), "immutableStorageWithVersioning": f.versionLevel,
+		}})
 	case operation == "Container.DELETE":
 		f.container = false
 	case f.days > 0 && ifMatch != f.etagText() || f.days == 0 && ifMatch != "":
@@ -422,8 +452,13 @@ func (f *fakeAzure) serveList(w http.ResponseWriter, q url.Values) {
 		if !b.until.IsZero() {
 			until = "<ImmutabilityPolicyUntilDate>" + b.until.Format(http.TimeFormat) + "</ImmutabilityPolicyUntilDate>"
 		}
-		fmt.Fprintf(w, "<Blob><Name>%s</Name>%s<Properties><Creation-Time>%s</Creation-Time><Content-Length>10</Content-Length>%s<LegalHold>%t</LegalHold></Properties></Blob>",
-			b.name, version, b.created.UTC().Format(http.TimeFormat), until, b.held)
+		kind, modified := "BlockBlob", b.created
+		if !b.appended.IsZero() {
+			kind, modified = "AppendBlob", b.appended
+		}
+		fmt.Fprintf(w, "<Blob><Name>%s</Name>%s<Properties><Creation-Time>%s</Creation-Time><Last-Modified>%s</Last-Modified><Content-Length>10</Content-Length>"+
+			"<BlobType>%s</BlobType>%s<LegalHold>%t</LegalHold></Properties></Blob>",
+			b.name, version, b.created.UTC().Format(http.TimeFormat), modified.UTC().Format(http.TimeFormat), kind, until, b.held)
 	}
 	fmt.Fprintf(w, "</Blobs><NextMarker>%s</NextMarker></EnumerationResults>", marker)
 }
@@ -674,6 +709,29 @@ func TestAzureStoreObserve(t *testing.T) {
 		"unlocked":       {set: func(f *fakeAzure) { f.days = 4 }, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
 		"locked":         {set: func(f *fakeAzure) { f.days, f.locked, f.extended = 4, true, 3 }, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: to.Ptr[int32](2)}},
 		"extended a lot": {set: func(f *fakeAzure) { f.days, f.locked, f.extended = 4, true, 9 }, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: to.Ptr[int32](0)}},
+		"appends":        {set: func(f *fakeAzure) { f.days, f.appends = 4, true }, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five, Appends: true}},
+		"version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} },
+			want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+		"migrating to version-level": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false, "migrationState": "InProgress"}
+		}, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+		"not version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false} },
+			want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"no etag": {set: func(f *fakeAzure) {
+			f.script("Container.GET", fakeAzureRawPolicy(`{"properties":{"immutabilityPeriodSinceCreationInDays":4,"state":"Locked"}}`))
+		}, code: codeRetryableDependencies, text: "without an etag"},
+		"no etag, unlocked": {set: func(f *fakeAzure) {
+			f.script("Container.GET", fakeAzureRawPolicy(`{"etag":"","properties":{"immutabilityPeriodSinceCreationInDays":4,"state":"Unlocked"}}`))
+		}, code: codeRetryableDependencies, text: "without an etag"},
+		"deleted with days": {set: func(f *fakeAzure) {
+			f.script("Container.GET", fakeAzureRawPolicy(`{"etag":"1","properties":{"immutabilityPeriodSinceCreationInDays":4,"state":"Deleted"}}`))
+		}, want: BucketState{Exists: true, Extensions: &five}},
+		"no days": {set: func(f *fakeAzure) {
+			f.script("Container.GET", fakeAzureRawPolicy(`{"etag":"1","properties":{"state":"Unlocked"}}`))
+		}, want: BucketState{Exists: true, Extensions: &five}},
+		"unknown state": {set: func(f *fakeAzure) {
+			f.script("Container.GET", fakeAzureRawPolicy(`{"etag":"1","properties":{"immutabilityPeriodSinceCreationInDays":4,"state":"Melted"}}`))
+		}, code: codeConfigurationProblem, text: "Melted"},
 		"other subscription": {set: func(f *fakeAzure) { f.script("Container.GET", answerAzure(404, "SubscriptionNotFound")) },
 			code: codeUnauthenticated, text: "check subscriptionID"},
 		"other 404": {set: func(f *fakeAzure) { f.script("Container.GET", answerAzure(404, "InvalidResourceType")) }, code: codeConfigurationProblem, text: "InvalidResourceType"},
@@ -699,7 +757,7 @@ func TestAzureStoreObserve(t *testing.T) {
 				checkAzureError(t, err, c.code, c.text)
 				return
 			}
-			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || deref(got.Extensions) != deref(c.want.Extensions) {
+			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || got.Appends != c.want.Appends || deref(got.Extensions) != deref(c.want.Extensions) {
 				t.Errorf("%+v %v, want %+v", got, err, c.want)
 			}
 		})
@@ -835,6 +893,10 @@ func TestAzureStoreErrorClasses(t *testing.T) {
 		{500, "InternalError", codeRetryableDependencies, "InternalError"},
 		{429, "SubscriptionRequestsThrottled", codeRateLimitsExceeded, "SubscriptionRequestsThrottled"},
 		{401, "", codeUnauthenticated, "HTTP status 401"},
+		{404, "ContainerNotFound", codeRetryableDependencies, "ContainerNotFound"},
+		{404, "ParentResourceNotFound", codeRetryableDependencies, "ParentResourceNotFound"},
+		{404, "ResourceGroupNotFound", codeRetryableDependencies, "ResourceGroupNotFound"},
+		{404, "ResourceNotFound", codeRetryableDependencies, "ResourceNotFound"},
 	} {
 		f := newFakeAzure(t)
 		f.on["Account.listKeys"] = answerAzure(c.status, c.code)
@@ -962,6 +1024,33 @@ func TestAzureStoreCreate(t *testing.T) {
 		}
 		f.expect("Container.GET CheckName Group.GET Group.PUT Account.GET Account.PUT Poll Container.PUT")
 	})
+	t.Run("a failed check of the name makes no group", func(t *testing.T) {
+		for _, c := range []struct {
+			status int
+			code   string
+			want   errorCode
+		}{{429, "TooManyRequests", codeRateLimitsExceeded}, {503, "ServerBusy", codeRetryableDependencies}, {401, "ExpiredAuthenticationToken", codeUnauthenticated}, {409, "MissingSubscriptionRegistration", codeConfigurationProblem}} {
+			f := newFakeAzure(t)
+			f.group, f.account, f.container = false, false, false
+			f.on["CheckName"] = answerAzure(c.status, c.code)
+			checkAzureError(t, f.open(f.ref()).Create(t.Context(), true), c.want, "StorageAccounts.CheckName", c.code)
+			if f.group {
+				t.Errorf("%s: the group was made", c.code)
+			}
+		}
+	})
+	t.Run("not known everywhere yet", func(t *testing.T) {
+		for operation, code := range map[string]string{"Account.GET": "SubscriptionNotFound", "Account.PUT": "ResourceGroupNotFound", "Container.PUT": "ParentResourceNotFound", "Poll": "ResourceNotFound"} {
+			f := newFakeAzure(t)
+			f.account, f.container = false, false
+			f.script(operation, answerAzure(404, code))
+			want := codeRetryableDependencies
+			if code == "SubscriptionNotFound" {
+				want = codeUnauthenticated
+			}
+			checkAzureError(t, f.open(f.ref()).Create(t.Context(), true), want, code)
+		}
+	})
 	t.Run("half made", func(t *testing.T) {
 		f := newFakeAzure(t)
 		f.account, f.container = false, false
@@ -1054,6 +1143,33 @@ func TestAzureStoreHarden(t *testing.T) {
 			}
 		}
 		f.expect("Container.GET Account.GET")
+	})
+	t.Run("appends", func(t *testing.T) {
+		for _, c := range []struct {
+			locked   bool
+			recorded Policy
+			gap      bool
+		}{
+			{false, Policy{Days: 4}, false}, // bucket.go ends that
+			{false, Policy{}, true}, {false, Policy{Days: 5}, true}, {true, Policy{Days: 4, Locked: true}, true}, {true, Policy{Days: 4}, true},
+		} {
+			f := newFakeAzure(t)
+			f.days, f.appends, f.locked = 4, true, c.locked
+			ref := f.ref()
+			ref.Recorded = c.recorded
+			gaps, err := f.open(ref).Harden(t.Context())
+			if err != nil || (len(gaps) > 0) != c.gap || c.gap && !strings.Contains(gaps[0], "append writes") {
+				t.Errorf("%+v: %q %v", c, gaps, err)
+			}
+			f.expect("Container.GET Account.GET")
+		}
+	})
+	t.Run("version-level", func(t *testing.T) {
+		f := newFakeAzure(t)
+		f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true}
+		if gaps := harden(f, 0); len(gaps) != 1 || !strings.Contains(gaps[0], "version-level immutability") {
+			t.Error(gaps)
+		}
 	})
 	t.Run("denied", func(t *testing.T) {
 		f := newFakeAzure(t)
@@ -1155,6 +1271,13 @@ func TestAzureStorePolicy(t *testing.T) {
 			f.days, f.locked = 4, true
 			meanwhile(f, "Policy.extend", func() { f.days, f.extended = 6, 5 })
 		}, lock: ptr(Policy{Days: 9, Locked: true}), calls: "Container.GET Policy.extend Container.GET", want: Policy{Days: 6, Locked: true}, code: codeConfigurationProblem, text: "5 times"},
+		"version-level: set": {set: func(f *fakeAzure) { f.versionLevel = map[string]any{"enabled": true} }, setPolicy: ptr(Policy{Days: 4}),
+			calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
+		"version-level: lock": {set: func(f *fakeAzure) { f.days, f.versionLevel = 4, map[string]any{"enabled": true} }, lock: ptr(Policy{Days: 4, Locked: true}),
+			want: Policy{Days: 4}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
+		"version-level: locked": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} }, lock: ptr(Policy{Days: 4, Locked: true}),
+			want: Policy{Days: 4, Locked: true}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
+		"version-level: remove": {set: func(f *fakeAzure) { f.days, f.versionLevel = 4, map[string]any{"enabled": true} }, setPolicy: &Policy{}, calls: "Container.GET Policy.DELETE"},
 		"denied": {set: func(f *fakeAzure) { f.days = 4; f.on["Policy.lock"] = answerAzure(403, "AuthorizationFailed") }, lock: ptr(Policy{Days: 4, Locked: true}),
 			calls: "Container.GET Policy.lock", want: Policy{Days: 4}, code: codeUnauthorized, text: "containers/immutabilityPolicies/lock/action"},
 	} {
@@ -1328,6 +1451,39 @@ func TestAzureStorePurge(t *testing.T) {
 		f.blobs[0].until = f.now.Add(time.Hour)
 		result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
 		if err != nil || result.Deleted != 1 || result.Retained != 1 || !result.RetainedUntil.Equal(f.now.Add(time.Hour)) {
+			t.Errorf("%+v %v", result, err)
+		}
+	})
+	t.Run("append blobs", func(t *testing.T) {
+		f := newFakeAzure(t)
+		f.days = 1
+		old := f.now.Add(-48 * time.Hour)
+		f.blobs = []fakeAzureBlob{{name: "a/block", created: old}, {name: "a/free", created: old, appended: f.now.Add(-25 * time.Hour)}, {name: "a/young", created: old, appended: f.now.Add(-time.Hour)}}
+		result, err := f.open(f.ref()).Purge(t.Context(), "a/", nil)
+		if err != nil || result.Deleted != 2 || result.Retained != 1 || !result.RetainedUntil.Equal(f.now.Add(23*time.Hour)) || slices.Contains(f.deleted, "a/young") {
+			t.Errorf("%+v %v, deleted %v", result, err, f.deleted)
+		}
+	})
+	t.Run("append blobs tell nothing about others", func(t *testing.T) {
+		f := newFakeAzure(t)
+		f.addBlobs(2000, "a/", func(int) time.Duration { return 24 * time.Hour })
+		f.blobs = append(f.blobs, fakeAzureBlob{name: "a/appended", created: f.now.Add(-48 * time.Hour), appended: f.now.Add(-time.Hour)})
+		f.refuse = func(b fakeAzureBlob) (int, string) {
+			if b.name == "a/appended" {
+				return 409, "BlobImmutableDueToPolicy"
+			}
+			return 0, ""
+		}
+		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result.Deleted != 2000 || result.Retained != 1 {
+			t.Errorf("%+v %v", result, err)
+		}
+	})
+	t.Run("version-level", func(t *testing.T) {
+		f := newFakeAzure(t)
+		f.days, f.versionLevel = 4, map[string]any{"enabled": true}
+		f.addBlobs(2, "a/", minute)
+		f.blobs[0].until = f.now.Add(time.Hour)
+		if result, err := f.open(f.ref()).Purge(t.Context(), "", nil); err != nil || result.Deleted != 1 || !result.RetainedUntil.Equal(f.now.Add(time.Hour)) {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
@@ -1576,17 +1732,34 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 		calls string
 		code  errorCode
 	}{
-		"alone":       {want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Group.DELETE"},
+		"alone":       {want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
 		"empty group": {set: func(f *fakeAzure) { f.account = false }, want: AccountState{Started: true}, calls: "Group.GET Resources.List Group.DELETE"},
 		"gone":        {set: func(f *fakeAzure) { f.group = false }, calls: "Group.GET"},
 		"deleting":    {set: func(f *fakeAzure) { f.groupState = "Deleting" }, want: AccountState{Deleting: true}, calls: "Group.GET"},
-		"logs only":   {set: func(f *fakeAzure) { f.containers = []string{"$logs"} }, want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Group.DELETE"},
-		"others":      {set: func(f *fakeAzure) { f.resources = []string{"vault", "disk"} }, kept: "Microsoft.Other/things disk", calls: "Group.GET Resources.List Container.List Account.DELETE"},
+		"logs only":   {set: func(f *fakeAzure) { f.containers = []string{"$logs"} }, want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
+		"others":      {set: func(f *fakeAzure) { f.resources = []string{"vault", "disk"} }, kept: "Microsoft.Other/things disk", calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Account.DELETE"},
 		"containers": {set: func(f *fakeAzure) { f.containers = []string{"other"}; f.resources = []string{"vault"} }, kept: "container other",
 			calls: "Group.GET Resources.List Container.List"},
-		"locked":         {set: func(f *fakeAzure) { f.script("Group.DELETE", answerAzure(409, "ScopeLocked")) }, code: codeConfigurationProblem, calls: "Group.GET Resources.List Container.List Group.DELETE"},
-		"denied":         {set: func(f *fakeAzure) { f.script("Group.GET", answerAzure(403, "AuthorizationFailed")) }, code: codeUnauthorized, calls: "Group.GET"},
-		"gone meanwhile": {set: func(f *fakeAzure) { f.script("Group.DELETE", answerAzure(404, "ResourceGroupNotFound")) }, calls: "Group.GET Resources.List Container.List Group.DELETE"},
+		"locked":  {set: func(f *fakeAzure) { f.script("Group.DELETE", answerAzure(409, "ScopeLocked")) }, code: codeConfigurationProblem, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
+		"denied":  {set: func(f *fakeAzure) { f.script("Group.GET", answerAzure(403, "AuthorizationFailed")) }, code: codeUnauthorized, calls: "Group.GET"},
+		"a share": {set: func(f *fakeAzure) { f.shares = []string{"home"} }, kept: "file share home", calls: "Group.GET Resources.List Container.List Share.List"},
+		"a queue": {set: func(f *fakeAzure) { f.queues, f.resources = []string{"jobs"}, []string{"vault"} }, kept: "queue jobs",
+			calls: "Group.GET Resources.List Container.List Share.List Queue.List"},
+		"a table": {set: func(f *fakeAzure) { f.tables = []string{"people"} }, kept: "table people",
+			calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List"},
+		"shares denied": {set: func(f *fakeAzure) { f.on["Share.List"] = answerAzure(403, "AuthorizationFailed") },
+			kept: "Microsoft.Storage/storageAccounts/fileServices/shares/read", calls: "Group.GET Resources.List Container.List Share.List"},
+		"queues denied": {set: func(f *fakeAzure) { f.on["Queue.List"] = answerAzure(403, "AuthorizationFailed") },
+			kept: "Microsoft.Storage/storageAccounts/queueServices/queues/read", calls: "Group.GET Resources.List Container.List Share.List Queue.List"},
+		"tables denied": {set: func(f *fakeAzure) { f.on["Table.List"] = answerAzure(403, "AuthorizationFailed") },
+			kept: "Microsoft.Storage/storageAccounts/tableServices/tables/read", calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List"},
+		"not supported": {set: func(f *fakeAzure) {
+			f.on["Share.List"], f.on["Queue.List"] = answerAzure(400, "FeatureNotSupportedForAccount"), answerAzure(409, "FeatureNotSupportedForAccount")
+			f.on["Table.List"] = answerAzure(404, "FeatureNotSupportedForAccount")
+		}, want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
+		"shares not known": {set: func(f *fakeAzure) { f.on["Share.List"] = answerAzure(409, "StorageAccountOperationInProgress") }, code: codeRetryableDependencies,
+			calls: "Group.GET Resources.List Container.List Share.List"},
+		"gone meanwhile": {set: func(f *fakeAzure) { f.script("Group.DELETE", answerAzure(404, "ResourceGroupNotFound")) }, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeAzure(t)
@@ -1604,4 +1777,69 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAzureStoreDeleteAccountFollowsTheDeletion(t *testing.T) {
+	running := func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+		w.WriteHeader(http.StatusAccepted)
+		return true
+	}
+	const begin = "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"
+	type step struct {
+		poll  func(http.ResponseWriter, *http.Request, string) bool
+		set   func(f *fakeAzure)
+		want  AccountState
+		calls string // empty: as many as it takes
+		code  errorCode
+		text  string
+	}
+	started := step{want: AccountState{Started: true}, calls: begin}
+	gone := func(f *fakeAzure) { f.group = false }
+	for name, steps := range map[string][]step{
+		"done":          {started, {poll: running, want: AccountState{Deleting: true}, calls: "Poll"}, {set: gone, calls: "Poll Group.GET"}, {calls: "Group.GET"}},
+		"not quite yet": {started, {set: func(f *fakeAzure) { f.groupState = "Deleting" }, want: AccountState{Deleting: true}, calls: "Poll Group.GET"}, {want: AccountState{Deleting: true}, calls: "Group.GET"}},
+		"rolled back": {started, {poll: running, want: AccountState{Deleting: true}, calls: "Poll"},
+			{poll: answerAzure(409, "ResourceGroupDeletionBlocked"), code: codeRetryableDependencies, text: "ResourceGroupDeletionBlocked: Because of", calls: "Poll"}, started},
+		"locked": {started, {poll: answerAzure(409, "ScopeLocked"), code: codeConfigurationProblem, text: "remove the lock", calls: "Poll"}, started},
+		"token has expired": {started, {poll: answerAzure(401, "ExpiredAuthenticationToken"), code: codeUnauthenticated, text: "ExpiredAuthenticationToken", calls: "Poll"},
+			{poll: running, want: AccountState{Deleting: true}, calls: "Poll"}},
+		"result has expired": {started, {poll: answerAzure(404, "NotFound"), want: AccountState{Started: true}, calls: "Poll " + begin}},
+		"may not look":       {started, {poll: answerAzure(403, "AuthorizationFailed"), want: AccountState{Started: true}, calls: "Poll " + begin}},
+		"hangs up": {started, {poll: func(http.ResponseWriter, *http.Request, string) bool { panic(http.ErrAbortHandler) }, code: codeRetryableDependencies, text: "closes the connection"},
+			{poll: answerAzure(409, "ResourceGroupDeletionBlocked"), code: codeRetryableDependencies, text: "ResourceGroupDeletionBlocked", calls: "Poll"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeAzure(t)
+			for i, step := range steps {
+				if step.set != nil {
+					step.set(f)
+				}
+				delete(f.on, "Poll")
+				if step.poll != nil {
+					f.on["Poll"] = step.poll
+				}
+				// Each call opens the bucket anew, as reconciles do.
+				got, err := f.open(f.ref()).DeleteAccount(t.Context())
+				if calls := f.take(); step.calls != "" && calls != step.calls {
+					t.Errorf("step %d: requests: %s\nwant:     %s", i, calls, step.calls)
+				}
+				if step.code != "" {
+					checkAzureError(t, err, step.code, step.text)
+				} else if err != nil || got != step.want {
+					t.Errorf("step %d: %+v %v, want %+v", i, got, err, step.want)
+				}
+			}
+		})
+	}
+	t.Run("others have begun none", func(t *testing.T) {
+		f := newFakeAzure(t)
+		for _, name := range []string{fakeAzureBucket, "other-backup"} {
+			ref := f.ref()
+			ref.Name, ref.Account = name, azureAccountName(fakeAzureBucket)
+			if got, err := f.open(ref).DeleteAccount(t.Context()); err != nil || !got.Started {
+				t.Errorf("%+v %v", got, err)
+			}
+			f.expect(begin)
+		}
+	})
 }

@@ -1060,7 +1060,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend) (inTime bool) {
 		if off := b.aged.RetainedUntil.Sub(b.untilYoung).Abs(); off > time.Second {
 			t.Errorf("the object is retained until %s, want %s", b.aged.RetainedUntil, b.untilYoung)
 		}
-		b.aged.RetainedUntil = b.untilYoung
+		b.aged.RetainedUntil, b.aged.Now = b.untilYoung, time.Time{}
 		if b.aged != want {
 			t.Errorf("the purge returned %+v, want %+v", b.aged, want)
 		}

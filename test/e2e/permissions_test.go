@@ -111,6 +111,9 @@ func documentedActions(t *testing.T) map[string]bool {
 // azureActions are the actions that operations need
 // (learn.microsoft.com/azure/role-based-access-control/permissions/storage).
 var azureActions = map[string]string{
+	"FileShares_List":                                 "Microsoft.Storage/storageAccounts/fileServices/shares/read",
+	"Queue_List":                                      "Microsoft.Storage/storageAccounts/queueServices/queues/read",
+	"Table_List":                                      "Microsoft.Storage/storageAccounts/tableServices/tables/read",
 	"ResourceGroups_Get":                              "Microsoft.Resources/subscriptions/resourceGroups/read",
 	"ResourceGroups_CreateOrUpdate":                   "Microsoft.Resources/subscriptions/resourceGroups/write",
 	"ResourceGroups_Delete":                           "Microsoft.Resources/subscriptions/resourceGroups/delete",

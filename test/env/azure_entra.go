@@ -57,8 +57,8 @@ func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// token issues an access token. The errors and their codes are in
-// learn.microsoft.com/entra/identity-platform/reference-error-codes.
+// token issues an access token. The texts and numbers of its errors are as clients report
+// them; learn.microsoft.com/entra/identity-platform/reference-error-codes has most.
 func (a *Azure) token(r *http.Request) *azureAnswer {
 	if err := r.ParseForm(); err != nil {
 		return a.entraError(http.StatusBadRequest, "invalid_request", 900144, "The request body could not be read.")

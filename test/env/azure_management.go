@@ -34,6 +34,8 @@ type azureAccount struct {
 	pool       int
 	creating   *azureOperation
 	containers map[string]*azureContainer
+	// shares are the names of its file shares. It never has queues or tables.
+	shares []string
 }
 
 // azureContainer is a blob container.
@@ -143,6 +145,15 @@ var armPaths = []struct {
 	}},
 	{"subscriptions//resourcegroups//providers/microsoft.storage/storageaccounts//regeneratekey", map[string][2]string{
 		"POST": {"StorageAccounts_RegenerateKey", "Microsoft.Storage/storageAccounts/regeneratekey/action"},
+	}},
+	{"subscriptions//resourcegroups//providers/microsoft.storage/storageaccounts//fileservices/default/shares", map[string][2]string{
+		"GET": {"FileShares_List", "Microsoft.Storage/storageAccounts/fileServices/shares/read"},
+	}},
+	{"subscriptions//resourcegroups//providers/microsoft.storage/storageaccounts//queueservices/default/queues", map[string][2]string{
+		"GET": {"Queue_List", "Microsoft.Storage/storageAccounts/queueServices/queues/read"},
+	}},
+	{"subscriptions//resourcegroups//providers/microsoft.storage/storageaccounts//tableservices/default/tables", map[string][2]string{
+		"GET": {"Table_List", "Microsoft.Storage/storageAccounts/tableServices/tables/read"},
 	}},
 	{"subscriptions//resourcegroups//providers/microsoft.storage/storageaccounts//blobservices/default/containers", map[string][2]string{
 		"GET": {"BlobContainers_List", containerAction + "read"},
@@ -308,7 +319,7 @@ func (a *Azure) handleARM(r *http.Request, route armRoute, content []byte) *azur
 	switch family, _, _ := strings.Cut(route.operation, "_"); family {
 	case "Operations":
 		return a.pollOperation(route.operating)
-	case "StorageAccounts":
+	case "StorageAccounts", "FileShares", "Queue", "Table":
 		return a.handleAccount(route, body)
 	case "BlobContainers":
 		return a.handleContainer(r, route, body)
@@ -659,6 +670,17 @@ func (a *Azure) handleAccount(route armRoute, body map[string]any) *azureAnswer 
 		return armJSON(http.StatusOK, a.accountJSON(account))
 	case account.isCreating():
 		return notProvisioned()
+	case route.operation == "FileShares_List":
+		list := []any{}
+		for _, name := range account.shares {
+			list = append(list, map[string]any{
+				"id": a.accountID(account) + "/fileServices/default/shares/" + name, "name": name,
+				"type": "Microsoft.Storage/storageAccounts/fileServices/shares", "properties": map[string]any{},
+			})
+		}
+		return armJSON(http.StatusOK, map[string]any{"value": list})
+	case route.operation == "Queue_List", route.operation == "Table_List":
+		return armJSON(http.StatusOK, map[string]any{"value": []any{}})
 	case group.deleting != nil && route.operation != "StorageAccounts_ListKeys":
 		return beingDeleted(group.name)
 	}
@@ -714,9 +736,9 @@ func invalidAccountName(name string) string {
 	return name + " is not a valid storage account name. Storage account name must be between 3 and 24 characters in length and use numbers and lower-case letters only."
 }
 
-// putAccount needs a.mu. Its errors: learn.microsoft.com/rest/api/storagerp/srp_error_codes_common
-// and learn.microsoft.com/azure/azure-resource-manager/troubleshooting/error-storage-account-name,
-// learn.microsoft.com/azure/azure-resource-manager/troubleshooting/error-sku-not-available.
+// putAccount needs a.mu. Its errors about names and about another location or group are in
+// learn.microsoft.com/azure/azure-resource-manager/troubleshooting/error-storage-account-name,
+// the others are from memory of the API.
 func (a *Azure) putAccount(group *azureGroup, account *azureAccount, name string, body map[string]any) *azureAnswer {
 	where := location(body)
 	sku, _ := body["sku"].(map[string]any)

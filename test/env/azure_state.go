@@ -333,6 +333,18 @@ func (a *Azure) DeleteForeign(group, name string) error {
 	})
 }
 
+// CreateShare adds a file share to an account.
+func (a *Azure) CreateShare(account, name string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	found := a.accounts[account]
+	if found == nil {
+		return fmt.Errorf("storage account %s: %w", account, ErrAzureNotFound)
+	}
+	found.shares = append(found.shares, name)
+	return nil
+}
+
 func (a *Azure) foreign(group string, change func(*azureGroup)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -62,6 +62,9 @@ type azureClients struct {
 	resources  *armresources.Client
 	accounts   *armstorage.AccountsClient
 	containers *armstorage.BlobContainersClient
+	shares     *armstorage.FileSharesClient
+	queues     *armstorage.QueueClient
+	tables     *armstorage.TableClient
 }
 
 func newAzureClients(t *testing.T, a *Azure) azureClients {
@@ -101,7 +104,10 @@ func azureClientsFor(t *testing.T, a *Azure, subscription string, credential azc
 	if err != nil {
 		t.Fatal(err)
 	}
-	return azureClients{resources.NewResourceGroupsClient(), resources.NewClient(), storage.NewAccountsClient(), storage.NewBlobContainersClient()}
+	return azureClients{
+		resources.NewResourceGroupsClient(), resources.NewClient(), storage.NewAccountsClient(), storage.NewBlobContainersClient(),
+		storage.NewFileSharesClient(), storage.NewQueueClient(), storage.NewTableClient(),
+	}
 }
 
 // account is how bucketwarden creates one.
@@ -161,6 +167,7 @@ func TestAzure(t *testing.T) {
 		"container deletion": testAzureContainerDeletion,
 		"group deletion":     testAzureGroupDeletion,
 		"accounts":           testAzureAccounts,
+		"other services":     testAzureOtherServices,
 		"keys":               testAzureKeys,
 		"credentials":        testAzureCredentials,
 		"management errors":  testAzureManagementErrors,
@@ -528,6 +535,39 @@ func testAzureGroupDeletion(t *testing.T, a *Azure) {
 	}
 	if _, err := a.Account(account); !errors.Is(err, ErrAzureNotFound) {
 		t.Errorf("account: got %v, want that it is gone", err)
+	}
+}
+
+func testAzureOtherServices(t *testing.T, a *Azure) {
+	ctx, c := t.Context(), newAzureClients(t, a)
+	const bucket = "other-services"
+	account := mustBucket(t, c, bucket)
+	wantShares := func(names ...string) {
+		t.Helper()
+		page, err := c.shares.NewListPager(bucket, account, nil).NextPage(ctx)
+		var got []string
+		for _, share := range page.Value {
+			got = append(got, *share.Name)
+		}
+		if err != nil || !slices.Equal(got, names) {
+			t.Errorf("shares are %q, %v; want %q", got, err, names)
+		}
+	}
+	wantShares()
+	if err := a.CreateShare(account, "home"); err != nil {
+		t.Fatal(err)
+	}
+	wantShares("home")
+	if page, err := c.queues.NewListPager(bucket, account, nil).NextPage(ctx); err != nil || len(page.Value) != 0 {
+		t.Errorf("queues are %+v, %v", page.Value, err)
+	}
+	if page, err := c.tables.NewListPager(bucket, account, nil).NextPage(ctx); err != nil || len(page.Value) != 0 {
+		t.Errorf("tables are %+v, %v", page.Value, err)
+	}
+	_, err := c.shares.NewListPager(bucket, "another"+account, nil).NextPage(ctx)
+	wantCode(t, "listing the shares of no account", err, 404, "ResourceNotFound")
+	if err := a.CreateShare("another"+account, "home"); !errors.Is(err, ErrAzureNotFound) {
+		t.Errorf("got %v, want that there is no such account", err)
 	}
 }
 
