@@ -314,7 +314,7 @@ func azureSide(azure *env.Azure) *side {
 		_, err = client.DeleteImmutabilityPolicy(ctx, bucket, container.Account, bucket, container.ETag, nil)
 		var refused *azcore.ResponseError
 		if !errors.As(err, &refused) {
-			return "", "", fmt.Errorf("Azure did not refuse to delete the policy: %w", err)
+			return "", "", fmt.Errorf("the store did not refuse to delete the policy: %w", err)
 		}
 		return "asked to delete the policy as the subscription's owner",
 			fmt.Sprintf("Azure itself refuses: %d %s", refused.StatusCode, refused.ErrorCode), s.expectLocked(ctx)
