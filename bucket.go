@@ -1061,8 +1061,11 @@ func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket
 	after := sweepRetry
 	if !result.RetainedUntil.IsZero() {
 		// A second covers the store's rounding, a minute a lag of ours.
-		if after = result.RetainedUntil.Sub(result.Now) + time.Second; after <= 0 {
+		if after = result.RetainedUntil.Sub(result.Now); after <= -time.Second {
 			after = time.Minute
+		} else {
+			// A duration ends at 292 years.
+			after = min(after, 365*24*time.Hour) + time.Second
 		}
 	}
 	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes), b.Name, result.retained())
@@ -1136,7 +1139,7 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
 		}
-		result, purgeErr := store.Purge(ctx, "", nil)
+		result, purgeErr := store.Purge(ctx, "", func(context.Context) error { return r.checkUnreferred(b) })
 		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
 			return wait, err
 		}
@@ -1150,6 +1153,17 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		}
 	}
 	return r.deleteAccount(ctx, b, store, operationTypeDelete)
+}
+
+// checkUnreferred looks into the cache for a BackupEntry that came since the deletion of
+// the bucket began.
+func (r *bucketReconciler) checkUnreferred(b *backupBucket) error {
+	for _, obj := range r.entries.List() {
+		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
+			return &prefixInUseError{entry: e.Name}
+		}
+	}
+	return nil
 }
 
 // referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;

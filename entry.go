@@ -107,8 +107,16 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		}
 	}
 	// First what the cluster needs, even if the store does not answer.
-	if err := r.ensureEtcdBackup(ctx, e, source, start); err != nil || objects == nil {
+	if err := r.ensureEtcdBackup(ctx, e, source, start); err != nil {
 		return err
+	}
+	if objects == nil {
+		// On its own cluster a live entry is never purged; a tombstone that the owner of the
+		// bucket would follow on another one can only be there after a migration.
+		if opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
+			return fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier deletion cannot be revoked", e.SecretRef, dataKeyToken)
+		}
+		return nil
 	}
 	revoked, err := revoke(ctx, objects, entryBase(e.Name))
 	if revoked {
@@ -363,7 +371,9 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	if result.Retained == 0 {
 		return 0, nil
 	}
-	if err := bury(ctx, objects, base, result); err != nil {
+	if err := bury(ctx, objects, base, e.Recorded, result); errors.As(err, &inUse) {
+		return keep()
+	} else if err != nil {
 		return fail(fmt.Errorf("writing the tombstone for %d objects that are %s: %w", result.Retained, result.retained(), err))
 	}
 	if err := unused(ctx); errors.As(err, &inUse) {

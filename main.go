@@ -288,6 +288,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 		entriesClient:  entryClient,
 	}
 	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
+	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]plan{}}).reconcile
 	entryReconciler := &entryReconciler{reconciler{
 		resource:  entryClient,

@@ -23,13 +23,17 @@ import (
 // observation for each HTTP request including the SDK's own retries.
 type Objects interface {
 	purger
-	// List returns what is under prefix, and the store's time. An object that was deleted
+	// List returns what is under prefix, at most maxListed objects, and the store's time. An object that was deleted
 	// but has versions counts as there, and as old as its oldest. A bucket that does not
 	// exist is an empty one.
 	List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error)
 	// Put writes an empty object.
 	Put(ctx context.Context, key string) error
 }
+
+// maxListed bounds the memory of a List. Whoever can write to a bucket could fill the
+// daemon's otherwise; of a longer list nothing is believed.
+const maxListed = 100000
 
 // purger deletes objects.
 type purger interface {

@@ -1095,6 +1095,9 @@ func (e *azureEntry) List(ctx context.Context, prefix string) ([]objectInfo, tim
 			return nil, now, e.fail(err)
 		}
 		now = cmp.Or(deref(page.Date), now)
+		if len(objects) > maxListed {
+			return nil, now, e.errorf("", nil, "Azure Blobs.List for bucket %q failed: there are more than %d blobs under %q", e.Name, maxListed, prefix)
+		}
 		if page.Segment == nil {
 			continue
 		}
@@ -2016,8 +2019,9 @@ type azurePurge struct {
 // leaves it behind as a previous one
 // (learn.microsoft.com/azure/storage/blobs/versioning-overview).
 func (p *azurePurge) run(ctx context.Context) (PurgeResult, error) {
+	var before *beforeError
 	for round := 1; ; round++ {
-		before := p.result.Deleted
+		deleted := p.result.Deleted
 		p.result.Retained, p.result.RetainedBytes, p.result.RetainedUntil, p.endless = 0, 0, time.Time{}, false
 		err := p.deleteBlobs(ctx)
 		if p.endless {
@@ -2026,11 +2030,11 @@ func (p *azurePurge) run(ctx context.Context) (PurgeResult, error) {
 		switch {
 		case azureGone(err):
 			return p.result, nil
-		case errors.As(err, new(*beforeError)):
-			return p.result, errors.Unwrap(err)
+		case errors.As(err, &before):
+			return p.result, before.err
 		case err != nil:
 			return p.result, p.fail(err)
-		case !p.versions || p.result.Deleted == before:
+		case !p.versions || p.result.Deleted == deleted:
 			return p.result, nil
 		case round == azureMaxPurgeRounds:
 			return p.result, p.errorf("", nil, "Azure Blobs.Batch for bucket %q failed: the store still lists blobs under %q that it said it deleted, or somebody keeps writing them", p.Name, p.prefix)
@@ -2171,7 +2175,10 @@ func (p *azurePurge) deleteBatch(ctx context.Context, batch []azureBlob) {
 		if err == nil {
 			again, err = p.count(batch, answers, attempt <= azureMaxRetries)
 		}
-		if err == nil && len(again) > 0 {
+		if err == nil && len(again) > 0 || azureAgain(err) && attempt <= azureMaxRetries {
+			if len(again) == 0 {
+				again = batch
+			}
 			err = p.clients.wait(ctx, attempt)
 		}
 		if err != nil {
@@ -2182,6 +2189,19 @@ func (p *azurePurge) deleteBatch(ctx context.Context, batch []azureBlob) {
 		}
 		batch = again
 	}
+}
+
+// azureAgain says that a batch as a whole is worth another attempt.
+func azureAgain(err error) bool {
+	status := azureStatus(err)
+	if status != 0 {
+		return status >= http.StatusInternalServerError || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout
+	}
+	if err == nil || errors.Is(err, context.Canceled) || errors.As(err, new(*beforeError)) || errors.As(err, new(azureNonRetriable)) {
+		return false
+	}
+	_, text := networkCause(err)
+	return text != ""
 }
 
 // wait sleeps before another attempt of what the SDK does not retry.
@@ -2212,7 +2232,8 @@ func (p *azurePurge) submit(ctx context.Context, batch []azureBlob) ([]error, er
 			return nil, err
 		}
 	}
-	ctx = context.WithValue(ctx, azureBatchParts{}, len(batch))
+	// The SDK would repeat a batch without asking whether it may still be sent.
+	ctx = policy.WithRetryOptions(context.WithValue(ctx, azureBatchParts{}, len(batch)), policy.RetryOptions{MaxRetries: -1, TryTimeout: azureTryTimeout})
 	response, err := azureCall(ctx, azureBatchOperation, func(ctx context.Context) (container.SubmitBatchResponse, error) {
 		return p.blobs.SubmitBatch(ctx, builder, nil)
 	})

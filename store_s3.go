@@ -1345,6 +1345,7 @@ type s3Purge struct {
 // Purge implements Store.
 func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
 	p := &s3Purge{s3Bucket: b, prefix: prefix, before: before}
+	var refused *beforeError
 	start := time.Now()
 	for round := 1; ; round++ {
 		deleted := p.result.Deleted
@@ -1352,8 +1353,8 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context
 		switch {
 		case s3ErrorCode(err) == "NoSuchBucket":
 			return p.result, nil
-		case errors.As(err, new(*beforeError)):
-			return p.result, errors.Unwrap(err)
+		case errors.As(err, &refused):
+			return p.result, refused.err
 		case err != nil:
 			return p.result, b.fail(err)
 		}
@@ -1374,8 +1375,8 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context
 		p.result.RetainedUntil = until
 	}
 	err := p.abortUploads(ctx)
-	if errors.As(err, new(*beforeError)) {
-		return p.result, errors.Unwrap(err)
+	if errors.As(err, &refused) {
+		return p.result, refused.err
 	}
 	if err != nil {
 		return p.result, b.fail(err)
@@ -1459,6 +1460,9 @@ func (b *s3Bucket) List(ctx context.Context, prefix string) ([]objectInfo, time.
 			return nil, now, b.fail(err)
 		}
 		now = s3Now(page.ResultMetadata)
+		if len(objects) > maxListed {
+			return nil, now, b.errorf("", nil, "S3 ListObjectVersions for bucket %q failed: there are more than %d objects under %q", b.Name, maxListed, prefix)
+		}
 		for _, v := range page.Versions {
 			o := objectInfo{Key: aws.ToString(v.Key), Created: aws.ToTime(v.LastModified)}
 			// The versions of a key follow each other, the newest first.
@@ -1501,18 +1505,26 @@ func (p *s3Purge) versions(page *s3.ListObjectVersionsOutput) ([]s3Version, erro
 	return versions, nil
 }
 
+// ask calls before for each attempt: the SDK repeats a request for up to minutes.
+func (p *s3Purge) ask(o *s3.Options) {
+	o.APIOptions = append(o.APIOptions, func(stack *middleware.Stack) error {
+		return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("CheckBefore", func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			if err := checkBefore(ctx, p.before); err != nil {
+				return middleware.FinalizeOutput{}, middleware.Metadata{}, err
+			}
+			return next.HandleFinalize(ctx, in)
+		}), "Retry", middleware.After)
+	})
+}
+
 // deleteBatch deletes up to 1000 versions. Errors come per key within a success.
 func (p *s3Purge) deleteBatch(ctx context.Context, batch []s3Version) {
 	for attempt := 1; ; attempt++ {
-		if err := checkBefore(ctx, p.before); err != nil {
-			p.setError(batch[0].key, err)
-			return
-		}
 		objects := make([]types.ObjectIdentifier, len(batch))
 		for i, v := range batch {
 			objects[i] = v.identifier()
 		}
-		out, err := p.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &p.Name, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}})
+		out, err := p.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &p.Name, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}}, p.ask)
 		if err == nil {
 			var again []s3Version
 			if again, err = p.count(batch, out.Errors, attempt < s3MaxAttempts); len(again) > 0 && err == nil {

@@ -36,6 +36,7 @@ const (
 	markDeleted     = "deleted"
 	markRevoked     = "revoked"
 	markTime        = "20060102T150405Z"
+	markNonce       = 8
 
 	// sweepRetry is how soon the sweep of a prefix that is still retained is tried again:
 	// individual retention and legal holds are not announced.
@@ -60,11 +61,11 @@ type mark struct {
 }
 
 func tombstoneKey(entry string, due time.Time, result PurgeResult) string {
-	return fmt.Sprintf("%s%s/%s-%s-%d-%d-%s", tombstonePrefix, entry, markDeleted, due.UTC().Format(markTime), result.Retained, result.RetainedBytes, rand.Text()[:8])
+	return fmt.Sprintf("%s%s/%s-%s-%d-%d-%s", tombstonePrefix, entry, markDeleted, due.UTC().Format(markTime), result.Retained, result.RetainedBytes, rand.Text()[:markNonce])
 }
 
 func revocationKey(entry string) string {
-	return tombstonePrefix + entry + "/" + markRevoked + "-" + rand.Text()[:8]
+	return tombstonePrefix + entry + "/" + markRevoked + "-" + rand.Text()[:markNonce]
 }
 
 // parseMark reads a mark from its name; false for whatever else lies there.
@@ -79,6 +80,9 @@ func parseMark(o objectInfo) (mark, bool) {
 	m := mark{key: o.Key, entry: entry, created: o.Created}
 	parts := strings.Split(name, "-")
 	switch {
+	case len(parts[len(parts)-1]) != markNonce:
+		// Marks are deleted by their whole name, which must not be the prefix of others.
+		return mark{}, false
 	case parts[0] == markRevoked && len(parts) == 2:
 		m.revoked = true
 		return m, true
@@ -128,16 +132,16 @@ func readMarks(ctx context.Context, objects Objects, entry string) (map[string][
 
 // putMark writes a mark and sees to it that it is the newest of its entry. There are
 // others if existing.
-func putMark(ctx context.Context, objects Objects, entry string, revoked, existing bool, key func() string) error {
+func putMark(ctx context.Context, objects Objects, entry string, revoked bool, existing []mark, key func() string) error {
 	for {
-		if err := objects.Put(ctx, key()); err != nil || !existing {
+		if err := objects.Put(ctx, key()); err != nil || len(existing) == 0 {
 			return err
 		}
 		marks, _, err := readMarks(ctx, objects, entry)
 		if err != nil {
 			return err
 		}
-		if of := marks[entry]; len(of) > 0 && of[len(of)-1].revoked == revoked {
+		if of := marks[entry]; len(of) > 0 && (of[len(of)-1].revoked == revoked || !revoked && of[len(of)-1].key != existing[len(existing)-1].key) {
 			return nil
 		}
 		// Written within one tick of the store's clock.
@@ -149,27 +153,43 @@ func putMark(ctx context.Context, objects Objects, entry string, revoked, existi
 	}
 }
 
+// latestTry is when a prefix is tried again at the latest: a single object with a longer
+// retention of its own must not keep all others.
+func latestTry(longest Policy, now time.Time) time.Time {
+	if longest.None() {
+		longest.Days = 30
+	}
+	return longest.until(now)
+}
+
 // bury writes the tombstone of an entry whose purge has left something retained, unless
 // there is one already: 2 requests, 3 if the entry was buried before.
-func bury(ctx context.Context, objects Objects, entry string, result PurgeResult) error {
+func bury(ctx context.Context, objects Objects, entry string, longest Policy, result PurgeResult) error {
 	marks, now, err := readMarks(ctx, objects, entry)
 	if err != nil {
 		return err
 	}
 	due, enough := result.RetainedUntil, result.RetainedUntil
+	if latest := latestTry(longest, now); due.After(latest) {
+		due, enough = latest, latest.Add(-sweepRetry)
+	}
 	if due.IsZero() {
 		// Any tombstone that was not swept yet does.
 		due, enough = now.Add(sweepRetry), now.Add(markTick)
 	}
 	of := marks[entry]
 	if len(of) > 0 {
+		if newest := of[len(of)-1]; newest.revoked && !result.Now.IsZero() && newest.created.After(result.Now) {
+			// Another cluster took the prefix into use while it was purged.
+			return &prefixInUseError{entry: entry}
+		}
 		if newest := of[len(of)-1]; !newest.revoked && !newest.due.Before(enough) {
 			return nil
 		}
 	}
 	// Names have seconds: rounded down, the sweep would come too early.
 	due = due.Add(time.Second - 1).Truncate(time.Second)
-	return putMark(ctx, objects, entry, false, len(of) > 0, func() string { return tombstoneKey(entry, due, result) })
+	return putMark(ctx, objects, entry, false, of, func() string { return tombstoneKey(entry, due, result) })
 }
 
 // revoke says that the prefix of an entry is in use: one request, 3 if there is a tombstone.
@@ -182,7 +202,7 @@ func revoke(ctx context.Context, objects Objects, entry string) (revoked bool, e
 	if len(of) == 0 || of[len(of)-1].revoked {
 		return false, nil
 	}
-	return true, putMark(ctx, objects, entry, true, true, func() string { return revocationKey(entry) })
+	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry) })
 }
 
 // checkStands makes sure that a tombstone is still the newest mark of its entry.
@@ -252,6 +272,8 @@ type plan struct {
 	swept bool
 	// objects and bytes are what was left at the last try.
 	objects, bytes int64
+	// failed says that the last try did: the next pass tries the others first.
+	failed bool
 }
 
 // reconcile makes one sweep of a bucket: one list request if nothing is due.
@@ -285,7 +307,18 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	current := map[string]plan{}
 	var failure error
 	down := false
-	for _, entry := range slices.Sorted(maps.Keys(marks)) {
+	failed := func(entry string) bool { of := marks[entry]; return known[of[len(of)-1].key].failed }
+	entries := slices.Sorted(maps.Keys(marks))
+	slices.SortStableFunc(entries, func(a, b string) int {
+		switch fa, fb := failed(a), failed(b); {
+		case fa == fb:
+			return 0
+		case fa:
+			return 1
+		}
+		return -1
+	})
+	for _, entry := range entries {
 		of := marks[entry]
 		newest := of[len(of)-1]
 		p, seen := known[newest.key]
@@ -297,11 +330,13 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		}
 		if !p.next.After(now) && !down {
 			var gone bool
+			p.failed = false
 			if p, gone, err = s.sweep(ctx, b, objects, of, p, now); err != nil {
 				s.metrics.purgeFailures.WithLabelValues(b.Name).Inc()
 				failure = cmp.Or(failure, fmt.Errorf("sweeping bucket %s after BackupEntry %s: %w", b.Name, entry, err))
 				// What the store or the API server refuses now, it refuses for all others.
 				down = isTransient(err)
+				p.failed = true
 			}
 			if gone {
 				continue
@@ -363,6 +398,9 @@ func (s *sweeper) free(b *backupBucket, marks []mark) time.Time {
 func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, marks []mark, p plan, now time.Time) (_ plan, gone bool, err error) {
 	newest := marks[len(marks)-1]
 	again := func(at time.Time) plan {
+		if latest := latestTry(recordedPolicy(b.ProviderStatus), now); at.After(latest) {
+			at = latest
+		}
 		// Not more often than hourly, whatever the store says.
 		p.next = at.Add(markTick)
 		if earliest := now.Add(sweepRetry); p.next.Before(earliest) {

@@ -191,7 +191,7 @@ func TestBury(t *testing.T) {
 			h.trace = nil
 			must := func(result PurgeResult) {
 				t.Helper()
-				if err := bury(ctx, c, "a", result); err != nil {
+				if err := bury(ctx, c, "a", Policy{}, result); err != nil {
 					t.Error(err)
 				}
 			}
@@ -266,12 +266,12 @@ func TestRevoke(t *testing.T) {
 				}
 			}
 			want(false, 1)
-			if err := bury(ctx, c, "ab", PurgeResult{Retained: 1}); err != nil {
+			if err := bury(ctx, c, "ab", Policy{}, PurgeResult{Retained: 1}); err != nil {
 				t.Error(err)
 			}
 			h.trace = nil
 			want(false, 1)
-			if err := bury(ctx, c, "a", PurgeResult{Retained: 1}); err != nil {
+			if err := bury(ctx, c, "a", Policy{}, PurgeResult{Retained: 1}); err != nil {
 				t.Error(err)
 			}
 			h.trace = nil
@@ -281,7 +281,7 @@ func TestRevoke(t *testing.T) {
 
 			// And a tombstone has to wait until it is the newer one.
 			start := time.Now()
-			if err := bury(ctx, c, "a", PurgeResult{Retained: 1}); err != nil {
+			if err := bury(ctx, c, "a", Policy{}, PurgeResult{Retained: 1}); err != nil {
 				t.Error(err)
 			}
 			if m := h.marks("a"); m[len(m)-1].revoked || time.Since(start) > 2*markTick {
@@ -316,7 +316,7 @@ func TestMarkErrors(t *testing.T) {
 		c := h.markClient()
 		h.putTombstone("a", -time.Hour)
 		h.cloud.fail[method] = unavailable
-		if err := bury(t.Context(), c, "a", PurgeResult{Retained: 1}); !errors.Is(err, unavailable) {
+		if err := bury(t.Context(), c, "a", Policy{}, PurgeResult{Retained: 1}); !errors.Is(err, unavailable) {
 			t.Errorf("%s fails, bury returned %v", method, err)
 		}
 		if _, err := revoke(t.Context(), c, "a"); !errors.Is(err, unavailable) {

@@ -507,9 +507,10 @@ func TestAzureLongestPolicy(t *testing.T) {
 	must(t, azure.PutBlob(t.Context(), name, entry+"/x", []byte("x")))
 	azure.ResetRequests(name)
 	remove(t, entries, entry)
-	waitFor(t, entries, entry, inState("Processing", "1 objects", fmt.Sprintf("retained until %d", time.Now().AddDate(0, 0, 146000).Year())))
+	waitGone(t, entries, entry)
+	awaitEvent(t, "ObjectsRetained", entry, "1 objects", fmt.Sprintf("retained until %d", time.Now().AddDate(0, 0, 146000).Year()))
 	mustEqual(t, "attempts to delete", count(azure.Requests(name), "BlobBatch"), 0)
-	checkBlobs(t, azure, name, "", entry+"/x")
+	checkBlobs(t, azure, name, entry+"/", entry+"/x")
 }
 
 func TestAzureRefusesToWeakenALockedPolicy(t *testing.T) {
