@@ -25,10 +25,6 @@ import (
 const (
 	finalizerBackupBucket = "extensions.gardener.cloud/backupbucket"
 
-	// legalHoldRetry is how soon a purge is tried again when the store gives no date
-	// for what it retains.
-	legalHoldRetry = time.Hour
-
 	// referencedRetry is how soon the deletion of a bucket that a BackupEntry still
 	// refers to is tried again; it costs a request to the store.
 	referencedRetry = 30 * time.Second
@@ -42,6 +38,8 @@ const (
 const (
 	conditionImmutable = "BucketImmutable"
 	conditionHardened  = "BucketHardened"
+	// conditionWaiting is there, and True, only while a deletion waits.
+	conditionWaiting = "DeletionWaiting"
 )
 
 // reconciler is what both resources need for a pass.
@@ -136,8 +134,8 @@ func (r *reconciler) normal(obj runtime.Object, reason, action, format string, a
 	r.event(obj, corev1.EventTypeNormal, reason, action, format, args...)
 }
 
-// purged records what a purge did and decides how the deletion of obj goes on: the wait
-// is 0 without an error if nothing is left.
+// purged records what a purge did. A purge that ran out of time has a wait, after which the
+// next pass goes on where it stopped.
 func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string, result PurgeResult, err error) (time.Duration, error) {
 	o := obj.common()
 	r.metrics.purgedObjects.WithLabelValues(bucket).Add(float64(result.Deleted))
@@ -146,38 +144,24 @@ func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string
 		klog.FromContext(ctx).Info("Deleted objects", "bucket", bucket, "objects", result.Deleted, "bytes", result.DeletedBytes)
 		r.normal(obj, "ObjectsDeleted", "Delete", "Deleted %d object versions (%s) from bucket %s", result.Deleted, formatBytes(result.DeletedBytes), bucket)
 	}
-	if err != nil {
-		if ctx.Err() != nil && result.Deleted > 0 {
-			// Out of time, not out of luck: the next pass goes on where this one stopped.
-			description := fmt.Sprintf("Deleted %d object versions so far", result.Deleted)
-			return time.Second, r.resource.waiting(ctx, o, operationTypeDelete, description)
-		}
-		return 0, r.resource.failure(ctx, o, operationTypeDelete, err, nil)
-	}
-	if result.Retained == 0 {
+	if err == nil {
 		return 0, nil
 	}
-	now := time.Now()
-	if e, ok := obj.(*backupEntry); ok {
-		r.metrics.entryRetained.WithLabelValues(bucket, e.Name).Set(float64(result.Retained))
-	} else {
-		r.metrics.bucketRetained.WithLabelValues(bucket).Set(float64(result.Retained))
+	if ctx.Err() != nil && result.Deleted > 0 {
+		description := fmt.Sprintf("Deleted %d object versions so far", result.Deleted)
+		return time.Second, r.resource.waiting(ctx, o, operationTypeDelete, description, nil)
 	}
-	next, until := now.Add(legalHoldRetry), "; the store does not tell until when (a legal hold, for one, has no end)"
+	r.metrics.purgeFailures.WithLabelValues(bucket).Inc()
+	return 0, r.resource.failure(ctx, o, operationTypeDelete, err, nil)
+}
+
+// retained describes what a purge has left.
+func (result PurgeResult) retained() string {
+	until := "; the store does not tell until when (a legal hold, for one, has no end)"
 	if !result.RetainedUntil.IsZero() {
 		until = " until " + result.RetainedUntil.UTC().Format(time.RFC3339)
-		// The store's clock decides; a second covers its rounding, a minute a lag of ours.
-		next = result.RetainedUntil.Add(time.Second)
-		if !next.After(now) {
-			next = now.Add(time.Minute)
-		}
 	}
-	description := fmt.Sprintf("%d objects (%s) in bucket %s retained%s", result.Retained, formatBytes(result.RetainedBytes), bucket, until)
-	if err := r.resource.waiting(ctx, o, operationTypeDelete, description); err != nil {
-		return 0, err
-	}
-	r.resource.controller.waitUntil(cache.MetaObjectToName(o), next)
-	return next.Sub(now), nil
+	return fmt.Sprintf("retained%s", until)
 }
 
 func formatBytes(n int64) string {
@@ -197,6 +181,8 @@ func formatBytes(n int64) string {
 type bucketReconciler struct {
 	reconciler
 	verifyInterval time.Duration
+	// sweeps is the queue of buckets to sweep.
+	sweeps *controller
 	// entries are the informer's BackupEntries; entriesClient reads them live.
 	entries       cache.Indexer
 	entriesClient *resourceClient
@@ -227,6 +213,8 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 		return r.delete(ctx, b)
 	}
 	r.metrics.initBucket(b)
+	// Whatever becomes of this pass, what was deleted before is to go.
+	defer r.sweeps.queue.Add(key)
 	if !r.needsWork(&b.object, wanted) && !r.admission.rotationRequested(&b.object) {
 		return r.verify(ctx, b)
 	}
@@ -398,11 +386,14 @@ func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
 	w.desired, w.err = w.recorded, nil
 	p := &bucketPass{bucketReconciler: r, b: b, defendOnly: true, wish: w, start: func() error { return nil }}
 	err := p.run(ctx)
-	conditions, ok := p.statusFields()["conditions"]
+	conditions, ok := p.statusFields()["conditions"].([]condition)
 	if !ok || len(b.Conditions) == 0 {
 		return err
 	}
 	_, patchErr := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
+	if patchErr == nil {
+		b.Conditions = conditions
+	}
 	return errors.Join(err, ignoreNotFound(patchErr))
 }
 
@@ -945,10 +936,8 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		if err := r.defend(ctx, b); err != nil {
 			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
 		}
-		wait := min(referencedRetry, r.verifyInterval)
-		r.resource.controller.waitUntil(key, time.Now().Add(wait))
-		return wait, r.resource.waiting(ctx, &b.object, opType,
-			fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user))
+		r.sweeps.queue.Add(key)
+		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user), min(referencedRetry, r.verifyInterval))
 	}
 	// A pass that only looks again at what is waited for has nothing new to tell.
 	if last := b.LastOperation; last == nil || last.Type != opType || last.State != stateProcessing {
@@ -1046,7 +1035,7 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 		r.normal(b, "ResourceGroupDeleted", "Delete", "Deleting resource group %s with the storage account of bucket %s", b.Name, b.Name)
 	}
 	if state.Started || state.Deleting {
-		return r.wait(ctx, b, opType, &waitError{reason: "the resource group is being deleted", after: accountRetry})
+		return r.wait(ctx, b, opType, "ResourceGroup", "The bucket is deleted, its resource group is being deleted", accountRetry)
 	}
 	if state.Kept != "" {
 		klog.FromContext(ctx).Info("Kept the resource group or storage account", "reason", state.Kept)
@@ -1055,10 +1044,32 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 	return 0, nil
 }
 
-// wait lets a deletion wait for what the store keeps.
-func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, wait *waitError) (time.Duration, error) {
-	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(wait.after))
-	return wait.after, r.resource.waiting(ctx, &b.object, opType, "The deletion waits: "+wait.reason)
+// wait lets a deletion wait, without any request until then.
+func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, reason, description string, after time.Duration) (time.Duration, error) {
+	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(after))
+	var extra map[string]any
+	waiting := condition{Type: conditionWaiting, Status: "True", Reason: reason, Message: description + "."}
+	if conditions, changed := mergeConditions(b.Conditions, time.Now(), waiting); changed {
+		extra = map[string]any{"conditions": conditions}
+	}
+	return after, r.resource.waiting(ctx, &b.object, opType, description, extra)
+}
+
+// waitForRetention lets the deletion of a bucket wait for what a purge has left in it.
+func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket, result PurgeResult) (time.Duration, error) {
+	r.metrics.setTombstones(b.Name, 0, result.Retained, result.RetainedBytes, result.RetainedUntil)
+	after := sweepRetry
+	if !result.RetainedUntil.IsZero() {
+		// A second covers the store's rounding, a minute a lag of ours.
+		if after = result.RetainedUntil.Sub(result.Now); after <= -time.Second {
+			after = time.Minute
+		} else {
+			// A duration ends at 292 years.
+			after = min(after, 365*24*time.Hour) + time.Second
+		}
+	}
+	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes), b.Name, result.retained())
+	return r.wait(ctx, b, operationTypeDelete, "ObjectsRetained", description, after)
 }
 
 // bucketLeft tells that a BackupBucket goes and a bucket of its name may stay.
@@ -1123,14 +1134,17 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		}
 		var wait *waitError
 		if errors.As(err, &wait) {
-			return r.wait(ctx, b, operationTypeDelete, wait)
+			return r.wait(ctx, b, operationTypeDelete, "KeptByStore", "The deletion waits: "+wait.reason, wait.after)
 		}
 		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
 		}
-		result, purgeErr := store.Purge(ctx, "")
+		result, purgeErr := store.Purge(ctx, "", func(context.Context) error { return r.checkUnreferred(b) })
 		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
 			return wait, err
+		}
+		if result.Retained > 0 {
+			return r.waitForRetention(ctx, b, result)
 		}
 		// MinIO hides "a/b" from a list while an object "a" exists: what a first purge
 		// could not see is found by the next.
@@ -1139,6 +1153,17 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		}
 	}
 	return r.deleteAccount(ctx, b, store, operationTypeDelete)
+}
+
+// checkUnreferred looks into the cache for a BackupEntry that came since the deletion of
+// the bucket began.
+func (r *bucketReconciler) checkUnreferred(b *backupBucket) error {
+	for _, obj := range r.entries.List() {
+		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
+			return &prefixInUseError{entry: e.Name}
+		}
+	}
+	return nil
 }
 
 // referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;

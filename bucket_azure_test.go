@@ -1174,10 +1174,10 @@ func TestAzureDelete(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantTrace(append(slices.Insert(slices.Clone(azureDeleteLooks), 2, "status backupbuckets b Delete Processing"),
-		"store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing")...)
+		"store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
 	h.wantEvents("BucketDeleted", "ResourceGroupDeleted")
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
-	if s.Description != "The deletion waits: the resource group is being deleted" || s.Error != "" {
+	if s.Description != "The bucket is deleted, its resource group is being deleted" || s.Error != "" {
 		t.Errorf("status %+v", s)
 	}
 	h.wantMetric(1, "bucketwarden_deleted_buckets_total")

@@ -1423,7 +1423,7 @@ func TestBucketDeleteWaitsForEntries(t *testing.T) {
 			h := newHarness(t)
 			h.putDeletingBucket()
 			h.putEntry("shoot--p--s--u", false)
-			want := []string{"get backupbuckets b", "get secrets garden/bucket-b", "store b Observe", "status backupbuckets b Delete Processing"}
+			want := []string{"get backupbuckets b", "get secrets garden/bucket-b", "store b Observe", "status backupbuckets b Delete Processing +conditions"}
 			if name == "only live" {
 				want = slices.Insert(want, 1, "list backupentries")
 				h.sync()
@@ -1499,7 +1499,7 @@ func TestBucketDeleteWaitsForRetention(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
-	want := "2 objects (2.0 KiB) in bucket b retained until " + until.Format(time.RFC3339)
+	want := "2 objects (2.0 KiB) in bucket b are retained until " + until.Format(time.RFC3339)
 	if s.Description != want || s.Error != "" {
 		t.Errorf("description %q, want %q", s.Description, want)
 	}
@@ -1540,7 +1540,7 @@ func TestBucketDeleteWaitsForRetention(t *testing.T) {
 func TestBucketDeleteRetainedByAClockThatLags(t *testing.T) {
 	h := newHarness(t)
 	h.putBucket(true, deleting)
-	wait, err := h.buckets.purged(t.Context(), decodeBucket(h.get(bucketsGVR, "b")), "b", PurgeResult{Retained: 1, RetainedUntil: testStart}, nil)
+	wait, err := h.buckets.waitForRetention(t.Context(), decodeBucket(h.get(bucketsGVR, "b")), PurgeResult{Retained: 1, Now: time.Now(), RetainedUntil: testStart})
 	if err != nil || wait != time.Minute {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
@@ -1550,7 +1550,7 @@ func TestBucketDeleteWaitsForLegalHold(t *testing.T) {
 	h := newHarness(t)
 	h.putDeletingBucket().objects["x/1"] = memObject{held: true}
 	wait, err := h.passBucket("b")
-	if err != nil || wait != legalHoldRetry {
+	if err != nil || wait != sweepRetry {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "legal hold") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,8 +94,10 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 	if _, err := etcdBackupSecret(r.storeKind(&e.object), e, source, nil); err != nil {
 		return err
 	}
-	if !isWorkloadIdentity(source) {
-		if _, err := r.openObjects(e, source); err != nil {
+	var objects Objects
+	// The token of a workload identity comes later, from gardenlet.
+	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
+		if objects, err = r.openObjects(e, source); err != nil {
 			return err
 		}
 	}
@@ -103,7 +106,24 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 			return err
 		}
 	}
-	return r.ensureEtcdBackup(ctx, e, source, start)
+	// First what the cluster needs, even if the store does not answer.
+	if err := r.ensureEtcdBackup(ctx, e, source, start); err != nil {
+		return err
+	}
+	if objects == nil {
+		// On its own cluster a live entry is never purged; a tombstone that the owner of the
+		// bucket would follow on another one can only be there after a migration.
+		if opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
+			return fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier deletion cannot be revoked", e.SecretRef, dataKeyToken)
+		}
+		return nil
+	}
+	revoked, err := revoke(ctx, objects, entryBase(e.Name))
+	if revoked {
+		klog.FromContext(ctx).Info("Revoked the tombstone of an earlier deletion", "bucket", e.BucketName)
+		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was retained of an earlier deletion is not deleted any more", entryBase(e.Name), e.BucketName)
+	}
+	return err
 }
 
 // credentials reads the referenced secret and sees to its finalizer. That of a new entry
@@ -233,15 +253,9 @@ func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
 	return ignoreNotFound(err)
 }
 
-// backupPrefix is where the objects of an entry lie in its bucket. The slash keeps
-// "a--1" from meaning "a--10".
-func backupPrefix(entry string) (string, error) {
-	base := strings.TrimPrefix(entry, sourcePrefix)
-	if base == "" {
-		return "", configErrorf("metadata.name %q leaves no prefix in the bucket", entry)
-	}
-	return base + "/", nil
-}
+// entryBase is the name under which the objects of an entry lie in its bucket, followed by
+// a slash, which keeps "a--1" from meaning "a--10".
+func entryBase(entry string) string { return strings.TrimPrefix(entry, sourcePrefix) }
 
 // delete removes the etcd-backup secret and the entry's objects, then releases it.
 func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time.Duration, error) {
@@ -280,15 +294,9 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 	if err := r.deleteEtcdBackup(ctx, e); err != nil {
 		return 0, r.resource.failure(ctx, &e.object, operationTypeDelete, err, nil)
 	}
-	result, err := r.purge(ctx, e, source)
-	if errors.Is(err, errNotOurBucket) {
-		r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry is released, there are no objects of ours to delete: %v", err)
-		err = nil
-	}
-	if wait, err := r.purged(ctx, e, e.BucketName, result, err); wait > 0 || err != nil {
+	if wait, err := r.purge(ctx, e, source); wait > 0 || err != nil {
 		return wait, err
 	}
-	r.metrics.entryRetained.DeleteLabelValues(e.BucketName, e.Name)
 	if err := r.resource.success(ctx, &e.object, operationTypeDelete, "The BackupEntry can be released", nil); err != nil {
 		return 0, err
 	}
@@ -321,31 +329,61 @@ func (r *entryReconciler) deleteEtcdBackup(ctx context.Context, e *backupEntry) 
 	return wrapf(ignoreNotFound(err), "deleting secret %s/%s", namespace, name)
 }
 
-// purge deletes the entry's objects, unless its prefix belongs to a live entry: after a
-// cluster moved, "x" and "source-x" may both point to it.
-func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *corev1.Secret) (PurgeResult, error) {
-	prefix, err := backupPrefix(e.Name)
-	if err != nil {
-		return PurgeResult{}, err
+// purge deletes the entry's objects, and leaves a tombstone for those that are retained. It
+// keeps them if the prefix belongs to a live entry: after a cluster moved, "x" and "source-x"
+// may both point to it.
+func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *corev1.Secret) (time.Duration, error) {
+	base := entryBase(e.Name)
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &e.object, operationTypeDelete, err, nil)
 	}
-	sibling := strings.TrimPrefix(e.Name, sourcePrefix)
-	if sibling == e.Name {
-		sibling = sourcePrefix + e.Name
+	if base == "" {
+		return fail(configErrorf("metadata.name %q leaves no prefix in the bucket", e.Name))
 	}
-	u, err := r.resource.client.Get(ctx, sibling, metav1.GetOptions{})
+	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
+	objects, openErr := r.openObjects(e, source)
+	var result PurgeResult
+	err := cmp.Or(unused(ctx), openErr)
 	if err == nil {
-		if other := decodeEntry(u); other.BucketName == e.BucketName && other.DeletionTimestamp == nil {
-			r.warn(e, "ObjectsKept", "Delete", "The objects under %s in bucket %s belong to the live BackupEntry %s and are kept", prefix, e.BucketName, sibling)
-			return PurgeResult{}, nil
+		result, err = objects.Purge(ctx, base+"/", unused)
+	}
+	var inUse *prefixInUseError
+	keep := func() (time.Duration, error) {
+		// Its reconcile may have looked for a tombstone just before we have written one.
+		if openErr == nil {
+			if _, err := revoke(ctx, objects, base); err != nil && !errors.Is(err, errNotOurBucket) {
+				return fail(fmt.Errorf("revoking the tombstone of %s, which is in use by BackupEntry %s: %w", base, inUse.entry, err))
+			}
 		}
-	} else if !apierrors.IsNotFound(err) {
-		return PurgeResult{}, fmt.Errorf("reading BackupEntry %s: %w", sibling, err)
+		r.warn(e, "ObjectsKept", "Delete", "The objects under %s/ in bucket %s belong to the live BackupEntry %s and are kept", base, e.BucketName, inUse.entry)
+		return 0, nil
 	}
-	objects, err := r.openObjects(e, source)
-	if err != nil {
-		return PurgeResult{}, err
+	switch {
+	case errors.As(err, &inUse):
+		return keep()
+	case errors.Is(err, errNotOurBucket):
+		r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry is released, there are no objects of ours to delete: %v", err)
+		return 0, nil
 	}
-	return objects.Purge(ctx, prefix)
+	if wait, err := r.purged(ctx, e, e.BucketName, result, err); wait > 0 || err != nil {
+		return wait, err
+	}
+	if result.Retained == 0 {
+		return 0, nil
+	}
+	if err := bury(ctx, objects, base, e.Recorded, result); errors.As(err, &inUse) {
+		return keep()
+	} else if err != nil {
+		return fail(fmt.Errorf("writing the tombstone for %d objects that are %s: %w", result.Retained, result.retained(), err))
+	}
+	if err := unused(ctx); errors.As(err, &inUse) {
+		return keep()
+	} else if err != nil {
+		return fail(err)
+	}
+	klog.FromContext(ctx).Info("Left a tombstone for retained objects", "bucket", e.BucketName, "objects", result.Retained, "bytes", result.RetainedBytes, "until", result.RetainedUntil)
+	r.normal(e, "ObjectsRetained", "Delete", "%d objects (%s) in bucket %s are %s; a tombstone in the bucket sees to their deletion then", result.Retained, formatBytes(result.RetainedBytes), e.BucketName, result.retained())
+	return 0, nil
 }
 
 func (r *entryReconciler) openObjects(e *backupEntry, secret *corev1.Secret) (Objects, error) {

@@ -65,6 +65,7 @@ func TestEntryCreateAndReconcile(t *testing.T) {
 		"status backupentries shoot--p--s--u Create Processing",
 		"patch secrets garden/entry finalizers",
 		"create secrets shoot--p--s/etcd-backup",
+		`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 		"status backupentries shoot--p--s--u Create Succeeded",
 	)
 	if n := h.requests(); n != 5 {
@@ -74,9 +75,6 @@ func TestEntryCreateAndReconcile(t *testing.T) {
 	h.wantEtcdBackup(testNamespace, "etcd-backup", testEntry)
 	if got := h.get(entriesGVR, testEntry).GetFinalizers(); !slices.Equal(got, []string{"other", finalizerBackupEntry}) {
 		t.Errorf("finalizers %v", got)
-	}
-	if len(h.storeCalls()) > 0 {
-		t.Errorf("the store saw %q", h.storeCalls())
 	}
 
 	// Without a trigger there is nothing to do.
@@ -93,6 +91,7 @@ func TestEntryCreateAndReconcile(t *testing.T) {
 		"patch backupentries shoot--p--s--u annotations",
 		"get secrets garden/entry",
 		"get secrets shoot--p--s/etcd-backup",
+		`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 		"status backupentries shoot--p--s--u Reconcile Succeeded",
 	)
 	if n := h.requests(); n != 4 {
@@ -119,6 +118,7 @@ func TestEntryCreateAndReconcile(t *testing.T) {
 		"get namespaces shoot--p--s",
 		"status backupentries shoot--p--s--u Reconcile Processing",
 		"patch secrets shoot--p--s/etcd-backup annotations,labels,data",
+		`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 		"status backupentries shoot--p--s--u Reconcile Succeeded",
 	)
 	secret := h.secret(testNamespace, "etcd-backup")
@@ -506,6 +506,7 @@ func TestEntryRestore(t *testing.T) {
 		"status backupentries shoot--p--s--u Restore Processing",
 		"get secrets shoot--p--s/etcd-backup",
 		"create secrets shoot--p--s/etcd-backup",
+		`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 		"status backupentries shoot--p--s--u Restore Succeeded",
 		"patch backupentries shoot--p--s--u annotations",
 	)
@@ -573,6 +574,7 @@ func TestEntryDelete(t *testing.T) {
 				"delete secrets shoot--p--s/"+secret,
 				"get backupentries "+sibling,
 				`store b Purge "shoot--p--s--u/"`,
+				"get backupentries "+sibling,
 				"status backupentries "+name+" Delete Succeeded",
 				"get secrets garden/entry",
 				"patch secrets garden/entry finalizers",
@@ -761,59 +763,42 @@ func TestEntryDeleteSibling(t *testing.T) {
 	})
 }
 
-func TestEntryDeleteWaitsForRetention(t *testing.T) {
+func TestEntryDeleteLeavesATombstone(t *testing.T) {
 	until := time.Now().Add(72 * time.Hour).UTC().Truncate(time.Second)
-	h := newHarness(t)
-	bucket := h.putDeletingEntry(testEntry)
-	bucket.objects[testEntry+"/1"] = memObject{size: 5 << 20, until: until}
-	start := time.Now()
-	wait, err := h.passEntry(testEntry)
-	if err != nil || !passedWait(start, wait, until.Add(time.Second)) {
-		t.Errorf("wait %s, error %v", wait, err)
+	for title, test := range map[string]struct {
+		object memObject
+		due    time.Time
+		says   string
+	}{
+		"retained":   {memObject{size: 5 << 20, until: until}, until, "retained until " + until.Format(time.RFC3339)},
+		"rounded up": {memObject{size: 5 << 20, until: until.Add(time.Millisecond)}, until.Add(time.Second), "retained until " + until.Format(time.RFC3339)},
+		"legal hold": {memObject{size: 5 << 20, held: true}, time.Time{}, "legal hold"},
+	} {
+		t.Run(title, func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.putDeletingEntry(testEntry)
+			bucket.objects[testEntry+"/1"] = test.object
+			if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
+			h.wantEvents("ObjectsDeleted", "ObjectsRetained")
+			if note := h.recorder.events[1].note; !strings.Contains(note, "1 objects (5.0 MiB) in bucket b are retained") || !strings.Contains(note, test.says) {
+				t.Errorf("event %q", note)
+			}
+			if len(h.secret("garden", "entry").Finalizers) > 0 || len(h.get(entriesGVR, testEntry).GetFinalizers()) != 1 {
+				t.Error("not released")
+			}
+			marks := h.marks(testEntry)
+			if len(marks) != 1 || marks[0].revoked || marks[0].objects != 1 || marks[0].bytes != 5<<20 || !test.due.IsZero() && !marks[0].due.Equal(test.due) {
+				t.Errorf("marks %+v", marks)
+			}
+			want := []string{`store b Purge "shoot--p--s--u/"`, `store b List ".bucketwarden/tombstones/shoot--p--s--u/"`, "store b Put " + marks[0].key}
+			if got := h.storeCalls(); !slices.Equal(got, want) {
+				t.Errorf("the store saw %q, want %q", got, want)
+			}
+		})
 	}
-	want := "1 objects (5.0 MiB) in bucket b retained until " + until.Format(time.RFC3339)
-	if s := h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateProcessing); s.Description != want || s.Error != "" {
-		t.Errorf("description %q, want %q", s.Description, want)
-	}
-	h.wantMetric(1, "bucketwarden_backupentry_retained_objects", "b", testEntry)
-	h.wantEvents("ObjectsDeleted")
-	if got := h.secret("garden", "entry").Finalizers; len(got) == 0 {
-		t.Error("the secret was released")
-	}
-
-	h.edit(entriesGVR, testEntry, withAnnotation(annotationTimestamp, time.Now().UTC().Format(time.RFC3339Nano)))
-	if wait, err := h.passEntry(testEntry); err != nil || wait <= 0 {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-	h.wantNothing()
-
-	h.edit(entriesGVR, testEntry, withOperation(operationReconcile))
-	if _, err := h.passEntry(testEntry); err != nil || len(h.storeCalls()) == 0 {
-		t.Errorf("asked for a reconcile, the pass did %q, error %v", h.trace, err)
-	}
-
-	key := cache.ObjectName{Name: testEntry}
-	h.entries.resource.controller.waitUntil(key, testStart)
-	if wait, err := h.passEntry(testEntry); err != nil || wait <= 0 {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-	if s := h.status(entriesGVR, testEntry); s.Description != want {
-		t.Errorf("description %q, want %q", s.Description, want)
-	}
-
-	bucket.objects[testEntry+"/1"] = memObject{held: true}
-	h.entries.resource.controller.waitUntil(key, testStart)
-	if wait, err := h.passEntry(testEntry); err != nil || wait != legalHoldRetry {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-
-	bucket.objects[testEntry+"/1"] = memObject{}
-	h.entries.resource.controller.waitUntil(key, testStart)
-	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-	h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
-	h.wantMetric(0, "bucketwarden_backupentry_retained_objects", "b", testEntry)
 }
 
 func TestEntryDeleteErrors(t *testing.T) {
@@ -1008,17 +993,10 @@ func TestEntryDeleteWithoutBucketOfOurs(t *testing.T) {
 	}
 }
 
-func TestBackupPrefix(t *testing.T) {
-	for entry, want := range map[string]string{
-		"a--1":                  "a--1/",
-		"a--10":                 "a--10/",
-		"source-shoot--p--s--u": "shoot--p--s--u/",
-		"source-source-x":       "source-x/",
-		"source-":               "",
-	} {
-		got, err := backupPrefix(entry)
-		if got != want || (err != nil) != (want == "") {
-			t.Errorf("backupPrefix(%q) is %q, %v; want %q", entry, got, err, want)
+func TestEntryBase(t *testing.T) {
+	for entry, want := range map[string]string{"a--1": "a--1", "source-shoot--p--s--u": "shoot--p--s--u", "source-source-x": "source-x", "source-": ""} {
+		if got := entryBase(entry); got != want {
+			t.Errorf("entryBase(%q) is %q, want %q", entry, got, want)
 		}
 	}
 }
@@ -1106,6 +1084,7 @@ func TestAzureEntry(t *testing.T) {
 		"status backupentries shoot--p--s--u Create Processing",
 		"patch secrets garden/entry finalizers",
 		"create secrets shoot--p--s/etcd-backup",
+		`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 		"status backupentries shoot--p--s--u Create Succeeded",
 	)
 	want := func(key string) {
@@ -1127,8 +1106,8 @@ func TestAzureEntry(t *testing.T) {
 		t.Error(err)
 	}
 	want(memKey2)
-	if len(h.storeCalls()) > 0 {
-		t.Errorf("the store saw %q", h.storeCalls())
+	if got := h.storeCalls(); !slices.Equal(got, []string{`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`}) {
+		t.Errorf("the store saw %q", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -49,6 +50,7 @@ type harness struct {
 	admission *admission
 	buckets   *bucketReconciler
 	entries   *entryReconciler
+	sweeper   *sweeper
 	// frozen keeps the cache as it is, as a watch that lags.
 	frozen bool
 
@@ -96,8 +98,10 @@ func newHarness(t *testing.T) *harness {
 
 	bucketController := newController(resourceBackupBuckets, h.metrics)
 	entryController := newController(resourceBackupEntries, h.metrics)
-	t.Cleanup(bucketController.queue.ShutDown)
-	t.Cleanup(entryController.queue.ShutDown)
+	sweeps := newController(resourceSweeps, h.metrics)
+	for _, c := range []*controller{bucketController, entryController, sweeps} {
+		t.Cleanup(c.queue.ShutDown)
+	}
 	index := func() cache.Indexer {
 		return cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{indexSecret: indexBySecret})
 	}
@@ -117,9 +121,11 @@ func newHarness(t *testing.T) *harness {
 			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
 		},
 		verifyInterval: testVerifyInterval,
+		sweeps:         sweeps,
 		entries:        h.entries.objects,
 		entriesClient:  entryClient,
 	}
+	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]plan{}}
 	return h
 }
 
@@ -514,6 +520,12 @@ func (h *harness) passEntry(name string) (time.Duration, error) {
 	return h.pass(h.t.Context(), h.entries.reconcile, name, false)
 }
 
+// passSweep makes one sweep of bucket b.
+func (h *harness) passSweep() (time.Duration, error) {
+	h.t.Helper()
+	return h.pass(h.t.Context(), h.sweeper.reconcile, "b", false)
+}
+
 // requests is how many API requests the last pass made.
 func (h *harness) requests() int { return len(h.core.Actions()) + len(h.dyn.Actions()) }
 
@@ -696,12 +708,23 @@ type memStore struct {
 	gaps []string
 	// ignoresPolicy: it takes policies and does not keep them.
 	ignoresPolicy bool
+	// offset is how much the store's clock is ahead of ours.
+	offset time.Duration
 	// lag is how many reads of a changed policy still see the old one.
 	lag int
 	// purgeLimit is how many objects a Purge deletes before afterPurge is called and
 	// the Purge ends with its error; 0 is no limit.
 	purgeLimit int
 	afterPurge func() error
+	// batch is how many objects a Purge deletes at once, 1000 if it is 0. listed is called
+	// before each batch, deleting before each object of it.
+	batch    int
+	listed   func()
+	deleting func(key string)
+	// beforePut is called before each Put. failPut counts the Puts until one fails, if it
+	// is not 0.
+	beforePut func()
+	failPut   int
 }
 
 type memBucket struct {
@@ -716,7 +739,8 @@ type memBucket struct {
 }
 
 type memObject struct {
-	size int64
+	size    int64
+	created time.Time
 	// until is when the retention ends.
 	until time.Time
 	held  bool
@@ -741,7 +765,10 @@ func (s *memStore) openStore(ref bucketRef, credentials map[string][]byte) (Stor
 
 // openObjects implements storeOpener.
 func (s *memStore) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
-	return s.openStore(ref, credentials)
+	if err := checkS3Credentials(credentials); err != nil {
+		return nil, err
+	}
+	return s.client(ref)
 }
 
 func (s *memStore) client(ref bucketRef) (*memClient, error) {
@@ -978,36 +1005,105 @@ func (c *memClient) apply(b *memBucket, p Policy) {
 	}
 }
 
-func (c *memClient) Purge(_ context.Context, prefix string) (PurgeResult, error) {
-	var result PurgeResult
+// now is the store's time.
+func (s *memStore) now() time.Time { return time.Now().Add(s.offset) }
+
+// List implements Objects.
+func (c *memClient) List(_ context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	if err := c.call("List", strconv.Quote(prefix)); err != nil {
+		return nil, time.Time{}, err
+	}
+	var objects []objectInfo
+	if b := c.buckets[c.ref.Name]; b != nil {
+		for _, key := range slices.Sorted(maps.Keys(b.objects)) {
+			if strings.HasPrefix(key, prefix) {
+				objects = append(objects, objectInfo{Key: key, Created: b.objects[key].created})
+			}
+		}
+	}
+	return objects, c.now(), nil
+}
+
+// Put implements Objects; objects are retained by the bucket's policy.
+func (c *memClient) Put(_ context.Context, key string) error {
+	if err := c.call("Put", key); err != nil {
+		return err
+	}
+	if c.failPut > 0 {
+		if c.failPut--; c.failPut == 0 {
+			return unavailable
+		}
+	}
+	if c.beforePut != nil {
+		c.beforePut()
+	}
+	b := c.existing("Put")
+	if _, exists := b.objects[key]; exists {
+		c.h.t.Errorf("Put overwrites %s", key)
+	}
+	created := c.now().Truncate(time.Second)
+	o := memObject{created: created}
+	if p := b.state.Policy; !p.None() {
+		o.until = p.until(created)
+	}
+	b.objects[key] = o
+	return nil
+}
+
+func (c *memClient) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	result := PurgeResult{Now: c.now()}
 	if err := c.call("Purge", strconv.Quote(prefix)); err != nil {
 		return result, err
 	}
 	b := c.buckets[c.ref.Name]
 	if b == nil {
-		return result, nil
+		return PurgeResult{}, nil
 	}
-	seen := maps.Clone(b.objects)
-	for _, key := range slices.Sorted(maps.Keys(seen)) {
-		if !strings.HasPrefix(key, prefix) {
+	var free []string
+	endless := false
+	for _, key := range slices.Sorted(maps.Keys(b.objects)) {
+		o := b.objects[key]
+		if _, hidden := b.objects[o.behind]; hidden || !strings.HasPrefix(key, prefix) {
 			continue
 		}
-		o := b.objects[key]
-		switch _, hidden := seen[o.behind]; {
-		case hidden:
-		case o.held:
-			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
-		case o.until.After(time.Now()):
-			result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
-			if o.until.After(result.RetainedUntil) {
-				result.RetainedUntil = o.until
+		if !o.held && !o.until.After(result.Now) {
+			free = append(free, key)
+			continue
+		}
+		result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
+		endless = endless || o.held
+		if o.until.After(result.RetainedUntil) {
+			result.RetainedUntil = o.until
+		}
+	}
+	if endless {
+		result.RetainedUntil = time.Time{}
+	}
+	for batch := range slices.Chunk(free, cmp.Or(c.batch, 1000)) {
+		if c.listed != nil {
+			c.listed()
+		}
+		if before != nil {
+			if err := before(ctx); err != nil {
+				return result, err
 			}
-		default:
+		}
+		if err := c.fail["batch"]; err != nil {
+			return result, err
+		}
+		for _, key := range batch {
+			o, exists := b.objects[key]
+			if !exists {
+				continue
+			}
+			if c.deleting != nil {
+				c.deleting(key)
+			}
 			delete(b.objects, key)
 			result.Deleted, result.DeletedBytes = result.Deleted+1, result.DeletedBytes+o.size
-		}
-		if c.purgeLimit > 0 && result.Deleted == int64(c.purgeLimit) {
-			return result, c.afterPurge()
+			if c.purgeLimit > 0 && result.Deleted == int64(c.purgeLimit) {
+				return result, c.afterPurge()
+			}
 		}
 	}
 	return result, nil

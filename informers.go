@@ -26,8 +26,10 @@ import (
 const (
 	resourceBackupBuckets = "backupbuckets"
 	resourceBackupEntries = "backupentries"
-	kindBackupBucket      = "BackupBucket"
-	kindBackupEntry       = "BackupEntry"
+	// resourceSweeps names the queue of BackupBuckets to sweep.
+	resourceSweeps   = "sweeps"
+	kindBackupBucket = "BackupBucket"
+	kindBackupEntry  = "BackupEntry"
 
 	// defaultClass is the extension class of an object without one
 	// (gardener/gardener pkg/api/extensions/v1alpha1/helper/extension.go).

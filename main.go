@@ -229,6 +229,7 @@ type daemon struct {
 	informers   []cache.SharedIndexInformer
 	synced      []cache.InformerSynced
 	controllers []*controller
+	sweeps      *controller
 	ready       atomic.Bool
 }
 
@@ -271,6 +272,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 	}
 	bucketController := newController(resourceBackupBuckets, d.metrics)
 	entryController := newController(resourceBackupEntries, d.metrics)
+	d.sweeps = newController(resourceSweeps, d.metrics)
 	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
 
 	bucketReconciler := &bucketReconciler{
@@ -281,17 +283,20 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 			admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
 		},
 		verifyInterval: d.config.verifyInterval,
+		sweeps:         d.sweeps,
 		entries:        entries.GetIndexer(),
 		entriesClient:  entryClient,
 	}
 	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
+	d.sweeps.onGone = d.metrics.forgetBucket
+	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]plan{}}).reconcile
 	entryReconciler := &entryReconciler{reconciler{
 		resource:  entryClient,
 		secrets:   &secrets{client: d.core, finalizer: finalizerBackupEntry},
 		objects:   entries.GetIndexer(),
 		admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
 	}}
-	entryController.reconcile, entryController.onGone = entryReconciler.reconcile, d.metrics.forgetEntry
+	entryController.reconcile = entryReconciler.reconcile
 
 	// A healthy bucket needs no reconcile after a restart, but a look at the cloud.
 	bucketEvents, err := watchObjects(buckets, a, bucketController, bucketController.queue.Add)
@@ -357,6 +362,7 @@ func (d *daemon) run(ctx context.Context) error {
 	for _, c := range d.controllers {
 		work.Go(func() { c.run(ctx, d.config.concurrentSyncs) })
 	}
+	work.Go(func() { d.sweeps.run(ctx, concurrentSweeps) })
 	if d.config.namespace != "" {
 		work.Go(func() {
 			wait.JitterUntilWithContext(ctx, func(ctx context.Context) {

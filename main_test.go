@@ -266,6 +266,10 @@ func (mainTestStore) Observe(context.Context) (BucketState, error) {
 func (s mainTestStore) openStore(bucketRef, map[string][]byte) (Store, error)     { return s, nil }
 func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
 func (mainTestStore) Harden(context.Context) ([]string, error)                    { return nil, nil }
+func (mainTestStore) Put(context.Context, string) error                           { return nil }
+func (mainTestStore) List(context.Context, string) ([]objectInfo, time.Time, error) {
+	return nil, time.Now(), nil
+}
 
 func TestDaemon(t *testing.T) {
 	for _, ignore := range []bool{false, true} {

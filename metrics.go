@@ -45,7 +45,10 @@ type metrics struct {
 	refusals               *prometheus.CounterVec
 	purgedObjects          *prometheus.CounterVec
 	purgedBytes            *prometheus.CounterVec
-	entryRetained          *prometheus.GaugeVec
+	bucketRetainedBytes    *prometheus.GaugeVec
+	bucketTombstones       *prometheus.GaugeVec
+	bucketNextSweep        *prometheus.GaugeVec
+	purgeFailures          *prometheus.CounterVec
 	storeDuration          *prometheus.HistogramVec
 	reconcileDuration      *prometheus.HistogramVec
 	panics                 *prometheus.CounterVec
@@ -79,7 +82,7 @@ func newMetrics() *metrics {
 	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds", "Unix time of the cloud's last answer about the bucket.", "bucket")
 	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, extended or restored locked.", "bucket")
-	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that the deletion of the bucket waits for.", "bucket")
+	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to be deleted, with their BackupEntry or with the bucket.", "bucket")
 	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining", "How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
 	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds", "Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not know (Azure).", "bucket")
 	m.bucketKeyRotations = counter("bucketwarden_backupbucket_key_rotations_total", "Access keys regenerated (Azure).", "bucket")
@@ -89,7 +92,10 @@ func newMetrics() *metrics {
 	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would weaken a locked policy, or extend it once more than the cloud allows.", "bucket", "reason")
 	m.purgedObjects = counter("bucketwarden_purged_objects_total", "Object versions and delete markers deleted from the bucket.", "bucket")
 	m.purgedBytes = counter("bucketwarden_purged_bytes_total", "Bytes of the object versions deleted from the bucket.", "bucket")
-	m.entryRetained = gauge("bucketwarden_backupentry_retained_objects", "Object versions under retention that the deletion of the BackupEntry waits for.", "bucket", "entry")
+	m.bucketRetainedBytes = gauge("bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in bucketwarden_backupbucket_retained_objects.", "bucket")
+	m.bucketTombstones = gauge("bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket are still retained.", "bucket")
+	m.bucketNextSweep = gauge("bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock at which the next of the retained objects are tried to be deleted; missing if there are none.", "bucket")
+	m.purgeFailures = counter("bucketwarden_purge_failures_total", "Purges that ended with an error.", "bucket")
 	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
 	m.reconcileDuration = histogram("bucketwarden_reconcile_duration_seconds", "Duration of one reconcile.",
@@ -107,7 +113,7 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries} {
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps} {
 		m.panics.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
 			m.reconcileDuration.WithLabelValues(resource, outcome)
@@ -128,8 +134,8 @@ func (m *metrics) forgetBucket(bucket string) {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
-		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketExtensions,
-		m.bucketKeyCreated, m.bucketKeyRotations, m.refusals} {
+		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones, m.bucketNextSweep, m.bucketExtensions,
+		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}
 }
@@ -141,6 +147,7 @@ func (m *metrics) initBucket(b *backupBucket) {
 	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
 	m.bucketDrift.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)
+	m.purgeFailures.WithLabelValues(b.Name)
 	for _, reason := range refusalReasons {
 		m.refusals.WithLabelValues(b.Name, reason)
 	}
@@ -201,7 +208,14 @@ var (
 	_ restmetrics.ResultMetric = &metrics{}
 )
 
-// forgetEntry removes the object state of a BackupEntry that is gone.
-func (m *metrics) forgetEntry(entry string) {
-	m.entryRetained.DeletePartialMatch(prometheus.Labels{"entry": entry})
+// setTombstones records what the tombstones in a bucket say; next is zero if there are none.
+func (m *metrics) setTombstones(bucket string, pending int, objects, bytes int64, next time.Time) {
+	m.bucketTombstones.WithLabelValues(bucket).Set(float64(pending))
+	m.bucketRetained.WithLabelValues(bucket).Set(float64(objects))
+	m.bucketRetainedBytes.WithLabelValues(bucket).Set(float64(bytes))
+	if next.IsZero() {
+		m.bucketNextSweep.DeleteLabelValues(bucket)
+		return
+	}
+	m.bucketNextSweep.WithLabelValues(bucket).Set(float64(next.Unix()))
 }

@@ -21,13 +21,12 @@ func metricsTestFull() *metrics {
 	setPolicyGauges(m.bucketLocked, m.bucketRetention, "", Policy{})
 	setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, "", Policy{})
 	m.bucketLastVerified.WithLabelValues("")
-	m.bucketRetained.WithLabelValues("")
+	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketExtensions.WithLabelValues("")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
 	m.purgedObjects.WithLabelValues("")
 	m.purgedBytes.WithLabelValues("")
-	m.entryRetained.WithLabelValues("", "")
 	m.observeStoreRequest(storeS3, "", outcomeSuccess, 0)
 	m.Increment(context.Background(), "200", "GET", "")
 	for _, use := range []func(string){
@@ -219,6 +218,7 @@ func TestInitBucket(t *testing.T) {
 		"backupbucket_info,bucket=a,region=eu-1,type=s3": 1,
 		"backupbucket_policy_drift_total,bucket=a":       0,
 		"backupbucket_policy_locks_total,bucket=a":       0,
+		"purge_failures_total,bucket=a":                  0,
 		"policy_refusals_total,bucket=a,reason=disable":  0,
 		"policy_refusals_total,bucket=a,reason=unlock":   0,
 		"policy_refusals_total,bucket=a,reason=shorten":  0,
@@ -249,13 +249,13 @@ func TestForgetBucket(t *testing.T) {
 		setPolicyGauges(m.bucketLocked, m.bucketRetention, name, Policy{Days: 1, Locked: true})
 		setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, name, Policy{Days: 1, Locked: true})
 		m.bucketLastVerified.WithLabelValues(name)
-		m.bucketRetained.WithLabelValues(name)
+		m.setTombstones(name, 1, 2, 3, time.Unix(4, 0))
 		m.bucketExtensions.WithLabelValues(name)
 		m.bucketKeyCreated.WithLabelValues(name)
 		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 16 {
+	if len(others) != 20 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")
@@ -264,21 +264,6 @@ func TestForgetBucket(t *testing.T) {
 	}
 	if got := metricsTestOf(t, m, "bucket", "b"); !maps.Equal(got, others) {
 		t.Errorf("another bucket has %v, had %v", got, others)
-	}
-}
-
-func TestForgetEntry(t *testing.T) {
-	m := newMetrics()
-	for _, entry := range []string{"a", "b"} {
-		m.entryRetained.WithLabelValues("seed", entry).Set(1)
-		m.entryRetained.WithLabelValues("other", entry).Set(1)
-	}
-	m.forgetEntry("a")
-	if left := metricsTestOf(t, m, "entry", "a"); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
-	if got := metricsTestOf(t, m, "entry", "b"); len(got) != 2 {
-		t.Errorf("another entry has %v", got)
 	}
 }
 
@@ -313,7 +298,7 @@ func TestMetricsOfRequests(t *testing.T) {
 	if got := queueTestSeries(t, m, "rest_client_requests_total", "code", "409", "method", "PATCH"); got != 1 {
 		t.Errorf("API requests: got %v, want 1", got)
 	}
-	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries} {
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps} {
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
 			if got := queueTestSeries(t, m, "bucketwarden_reconcile_duration_seconds", "outcome", outcome, "resource", resource); got != 0 {
 				t.Errorf("reconciles of %s, %s: got %v, want 0", resource, outcome, got)

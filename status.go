@@ -321,8 +321,8 @@ func (c *resourceClient) processing(ctx context.Context, o *object, t operationT
 }
 
 // waiting is Processing for a known reason that is no error.
-func (c *resourceClient) waiting(ctx context.Context, o *object, t operationType, description string) error {
-	return c.writeStatus(ctx, o, statusUpdate{state: stateProcessing, opType: t, description: description, clearError: true})
+func (c *resourceClient) waiting(ctx context.Context, o *object, t operationType, description string, extra map[string]any) error {
+	return c.writeStatus(ctx, o, statusUpdate{state: stateProcessing, opType: t, description: description, clearError: true, extra: extra})
 }
 
 func (c *resourceClient) success(ctx context.Context, o *object, t operationType, description string, extra map[string]any) error {

@@ -190,7 +190,7 @@ func TestStatusPatches(t *testing.T) {
 		{
 			"waiting clears lastError",
 			func(ctx context.Context, c *resourceClient, o *object) error {
-				return c.waiting(ctx, o, operationTypeDelete, "Waiting")
+				return c.waiting(ctx, o, operationTypeDelete, "Waiting", nil)
 			},
 			`{"status":{"lastError":null,"lastOperation":{"description":"Waiting","lastUpdateTime":"2000-01-01T00:00:00Z","progress":1,"state":"Processing","type":"Delete"}}}`,
 			`{"lastOperation":{"description":"Waiting","lastUpdateTime":"2000-01-01T00:00:00Z","progress":1,"state":"Processing","type":"Delete"},"observedGeneration":2}`,
@@ -323,7 +323,7 @@ func TestUnchangedStatusIsNotWritten(t *testing.T) {
 		_ = c.processing(ctx, o, operationTypeReconcile, "Working")
 	}
 	waiting := func(ctx context.Context, c *resourceClient, o *object) {
-		_ = c.waiting(ctx, o, operationTypeReconcile, "Working")
+		_ = c.waiting(ctx, o, operationTypeReconcile, "Working", nil)
 	}
 	failing := func(ctx context.Context, c *resourceClient, o *object) {
 		_ = c.failure(ctx, o, operationTypeReconcile, errors.New("no"), nil)

@@ -22,15 +22,56 @@ import (
 // bucketwarden_store_request_duration_seconds by the implementation, one
 // observation for each HTTP request including the SDK's own retries.
 type Objects interface {
+	purger
+	// List returns what is under prefix, at most maxListed objects, and the store's time. An object that was deleted
+	// but has versions counts as there, and as old as its oldest. A bucket that does not
+	// exist is an empty one.
+	List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error)
+	// Put writes an empty object.
+	Put(ctx context.Context, key string) error
+}
+
+// maxListed bounds the memory of a List. Whoever can write to a bucket could fill the
+// daemon's otherwise; of a longer list nothing is believed.
+const maxListed = 100000
+
+// purger deletes objects.
+type purger interface {
 	// Purge deletes every object version under prefix (all if it is empty) that
-	// is not retained. On an error the result says what was done until then.
-	// A bucket that does not exist is an empty one.
-	Purge(ctx context.Context, prefix string) (PurgeResult, error)
+	// is not retained. Before each batch of deletions before is called, unless it is nil;
+	// its error ends the purge and is in the chain of the one returned. On an error the
+	// result says what was done until then. A bucket that does not exist is an empty one.
+	Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error)
+}
+
+// beforeError is the error of the function that a Purge calls before each batch. It is
+// neither the store's nor to be described as such.
+type beforeError struct{ err error }
+
+func (e *beforeError) Error() string { return e.err.Error() }
+func (e *beforeError) Unwrap() error { return e.err }
+
+// checkBefore calls before, if there is one.
+func checkBefore(ctx context.Context, before func(context.Context) error) error {
+	if before == nil {
+		return nil
+	}
+	if err := before(ctx); err != nil {
+		return &beforeError{err}
+	}
+	return nil
+}
+
+// objectInfo is an object in a bucket.
+type objectInfo struct {
+	Key string
+	// Created is by the store's clock.
+	Created time.Time
 }
 
 // Store is one bucket on one object store, with the credentials of a BackupBucket.
 type Store interface {
-	Objects
+	purger
 	// Observe returns what the cloud itself says about the bucket. A bucket that
 	// does not exist is no error. One that belongs to somebody else, or on S3 lies in
 	// another region, is, so that it is never adopted: ERR_CONFIGURATION_PROBLEM, or
@@ -109,6 +150,8 @@ type BucketState struct {
 type PurgeResult struct {
 	Deleted, Retained           int64
 	DeletedBytes, RetainedBytes int64
+	// Now is the store's time; only meaningful if something is retained.
+	Now time.Time
 	// RetainedUntil is when the newest retained version becomes free, as the store
 	// says; zero when it gives no date (a legal hold, or it was deleted meanwhile).
 	RetainedUntil time.Time

@@ -36,11 +36,13 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/resources/armresources/v3"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/storage/armstorage/v2"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -1074,9 +1076,58 @@ type azureEntry struct {
 }
 
 // Purge implements Objects.
-func (e *azureEntry) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
-	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, days: int(e.Recorded.Days)}
+func (e *azureEntry) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	p := &azurePurge{azureSubject: &e.azureSubject, clients: e.clients, blobs: e.blobs, prefix: prefix, before: before, days: int(e.Recorded.Days)}
 	return p.run(ctx)
+}
+
+// List implements Objects. It lists versions: one that is not current is still there.
+func (e *azureEntry) List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	var objects []objectInfo
+	now := time.Now()
+	pager := e.blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: to.Ptr[int32](azurePageSize), Include: container.ListBlobsInclude{Versions: true}})
+	for pager.More() {
+		page, err := azureCall(ctx, "Blobs.List", pager.NextPage)
+		if azureGone(err) {
+			return nil, now, nil
+		}
+		if err != nil {
+			return nil, now, e.fail(err)
+		}
+		now = cmp.Or(deref(page.Date), now)
+		if len(objects) > maxListed {
+			return nil, now, e.errorf("", nil, "Azure Blobs.List for bucket %q failed: there are more than %d blobs under %q", e.Name, maxListed, prefix)
+		}
+		if page.Segment == nil {
+			continue
+		}
+		for _, item := range page.Segment.BlobItems {
+			o := objectInfo{Key: deref(item.Name)}
+			if item.Properties != nil {
+				o.Created = deref(item.Properties.CreationTime)
+			}
+			// The versions of a blob follow each other.
+			if n := len(objects); n > 0 && objects[n-1].Key == o.Key {
+				if o.Created.Before(objects[n-1].Created) {
+					objects[n-1].Created = o.Created
+				}
+				continue
+			}
+			objects = append(objects, o)
+		}
+	}
+	return objects, now, nil
+}
+
+// Put implements Objects.
+func (e *azureEntry) Put(ctx context.Context, key string) error {
+	_, err := azureCall(ctx, "Blobs.Put", func(ctx context.Context) (blockblob.UploadResponse, error) {
+		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(nil)), nil)
+	})
+	if err != nil {
+		return e.fail(err)
+	}
+	return nil
 }
 
 // azureBucket implements accountStore: a container in a storage account in a resource
@@ -1655,7 +1706,7 @@ func (b *azureBucket) blobs(ctx context.Context) (*container.Client, *azureSubje
 }
 
 // Purge implements Store.
-func (b *azureBucket) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
+func (b *azureBucket) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
 	known, err := b.known(ctx)
 	if err != nil || !known.exists {
 		return PurgeResult{}, err
@@ -1667,7 +1718,7 @@ func (b *azureBucket) Purge(ctx context.Context, prefix string) (PurgeResult, er
 	if err != nil {
 		return PurgeResult{}, err
 	}
-	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, days: known.retention(), held: known.legalHold}
+	p := &azurePurge{azureSubject: subject, clients: b.clients, blobs: blobs, prefix: prefix, before: before, days: known.retention(), held: known.legalHold}
 	return p.run(ctx)
 }
 
@@ -1944,6 +1995,7 @@ type azurePurge struct {
 	clients *azureClients
 	blobs   *container.Client
 	prefix  string
+	before  func(context.Context) error
 	// days are those of the container's policy, zero if it is not known; held says that
 	// the container is under a legal hold.
 	days int
@@ -1953,9 +2005,8 @@ type azurePurge struct {
 
 	mu     sync.Mutex
 	result PurgeResult
-	// now is the store's time. retainedSince is the creation time of the oldest blob that
+	// retainedSince is the creation time of the oldest blob that
 	// the container itself retains: what was created later is retained as well.
-	now           time.Time
 	retainedSince *time.Time
 	// endless says that the end of a retention is not known.
 	endless bool
@@ -1968,8 +2019,9 @@ type azurePurge struct {
 // leaves it behind as a previous one
 // (learn.microsoft.com/azure/storage/blobs/versioning-overview).
 func (p *azurePurge) run(ctx context.Context) (PurgeResult, error) {
+	var before *beforeError
 	for round := 1; ; round++ {
-		before := p.result.Deleted
+		deleted := p.result.Deleted
 		p.result.Retained, p.result.RetainedBytes, p.result.RetainedUntil, p.endless = 0, 0, time.Time{}, false
 		err := p.deleteBlobs(ctx)
 		if p.endless {
@@ -1978,9 +2030,11 @@ func (p *azurePurge) run(ctx context.Context) (PurgeResult, error) {
 		switch {
 		case azureGone(err):
 			return p.result, nil
+		case errors.As(err, &before):
+			return p.result, before.err
 		case err != nil:
 			return p.result, p.fail(err)
-		case !p.versions || p.result.Deleted == before:
+		case !p.versions || p.result.Deleted == deleted:
 			return p.result, nil
 		case round == azureMaxPurgeRounds:
 			return p.result, p.errorf("", nil, "Azure Blobs.Batch for bucket %q failed: the store still lists blobs under %q that it said it deleted, or somebody keeps writing them", p.Name, p.prefix)
@@ -2038,7 +2092,7 @@ func (p *azurePurge) failed() error {
 // none of them deleted.
 func (p *azurePurge) page(page container.ListBlobsFlatResponse) ([]azureBlob, error) {
 	p.mu.Lock()
-	p.now = cmp.Or(deref(page.Date), time.Now())
+	p.result.Now = cmp.Or(deref(page.Date), time.Now())
 	p.mu.Unlock()
 	if page.Segment == nil {
 		return nil, nil
@@ -2078,7 +2132,7 @@ func (p *azurePurge) deletable(batch []azureBlob) (out []azureBlob) {
 	defer p.mu.Unlock()
 	for _, b := range batch {
 		learned := p.retainedSince != nil && !b.created.Before(*p.retainedSince)
-		if p.held || b.held || learned || p.end(b).After(p.now) {
+		if p.held || b.held || learned || p.end(b).After(p.result.Now) {
 			p.retain(b)
 		} else {
 			out = append(out, b)
@@ -2101,7 +2155,7 @@ func (p *azurePurge) retain(b azureBlob) {
 	p.result.Retained++
 	p.result.RetainedBytes += b.size
 	end := p.end(b)
-	if p.held || b.held || !end.After(p.now) {
+	if p.held || b.held || !end.After(p.result.Now) {
 		p.endless = true
 	}
 	if end.After(p.result.RetainedUntil) {
@@ -2112,12 +2166,19 @@ func (p *azurePurge) retain(b azureBlob) {
 // deleteBatch deletes up to 256 blobs. Errors come per blob within a success.
 func (p *azurePurge) deleteBatch(ctx context.Context, batch []azureBlob) {
 	for attempt := 1; ; attempt++ {
-		answers, err := p.submit(ctx, batch)
+		err := checkBefore(ctx, p.before)
+		var answers []error
+		if err == nil {
+			answers, err = p.submit(ctx, batch)
+		}
 		var again []azureBlob
 		if err == nil {
 			again, err = p.count(batch, answers, attempt <= azureMaxRetries)
 		}
-		if err == nil && len(again) > 0 {
+		if err == nil && len(again) > 0 || azureAgain(err) && attempt <= azureMaxRetries {
+			if len(again) == 0 {
+				again = batch
+			}
 			err = p.clients.wait(ctx, attempt)
 		}
 		if err != nil {
@@ -2128,6 +2189,19 @@ func (p *azurePurge) deleteBatch(ctx context.Context, batch []azureBlob) {
 		}
 		batch = again
 	}
+}
+
+// azureAgain says that a batch as a whole is worth another attempt.
+func azureAgain(err error) bool {
+	status := azureStatus(err)
+	if status != 0 {
+		return status >= http.StatusInternalServerError || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout
+	}
+	if err == nil || errors.Is(err, context.Canceled) || errors.As(err, new(*beforeError)) || errors.As(err, new(azureNonRetriable)) {
+		return false
+	}
+	_, text := networkCause(err)
+	return text != ""
 }
 
 // wait sleeps before another attempt of what the SDK does not retry.
@@ -2158,7 +2232,8 @@ func (p *azurePurge) submit(ctx context.Context, batch []azureBlob) ([]error, er
 			return nil, err
 		}
 	}
-	ctx = context.WithValue(ctx, azureBatchParts{}, len(batch))
+	// The SDK would repeat a batch without asking whether it may still be sent.
+	ctx = policy.WithRetryOptions(context.WithValue(ctx, azureBatchParts{}, len(batch)), policy.RetryOptions{MaxRetries: -1, TryTimeout: azureTryTimeout})
 	response, err := azureCall(ctx, azureBatchOperation, func(ctx context.Context) (container.SubmitBatchResponse, error) {
 		return p.blobs.SubmitBatch(ctx, builder, nil)
 	})

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -226,6 +228,23 @@ func newS3Clients(m *metrics) *s3Clients {
 
 // openStore implements storeOpener.
 func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
+	b, err := c.open(ref, credentials)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// openObjects implements storeOpener: entries have the same credentials as buckets.
+func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	b, err := c.open(ref, credentials)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (*s3Bucket, error) {
 	if err := checkS3BucketName(ref.Name); err != nil {
 		return nil, s3NoSuchBucket(err)
 	}
@@ -234,11 +253,6 @@ func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Sto
 		return nil, err
 	}
 	return &s3Bucket{bucketRef: bucketRef{Name: ref.Name, Region: client.region}, s3Client: client}, nil
-}
-
-// openObjects implements storeOpener: entries have the same credentials as buckets.
-func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
-	return c.openStore(ref, credentials)
 }
 
 // s3NoSuchBucket is the error of a name or region that no bucket can have.
@@ -1317,6 +1331,7 @@ func (v s3Version) identifier() types.ObjectIdentifier {
 type s3Purge struct {
 	*s3Bucket
 	prefix string
+	before func(context.Context) error
 
 	mu     sync.Mutex
 	result PurgeResult
@@ -1328,21 +1343,24 @@ type s3Purge struct {
 }
 
 // Purge implements Store.
-func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error) {
-	p := &s3Purge{s3Bucket: b, prefix: prefix}
+func (b *s3Bucket) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
+	p := &s3Purge{s3Bucket: b, prefix: prefix, before: before}
+	var refused *beforeError
 	start := time.Now()
 	for round := 1; ; round++ {
-		before := p.result
+		deleted := p.result.Deleted
 		err := p.deleteVersions(ctx)
 		switch {
 		case s3ErrorCode(err) == "NoSuchBucket":
 			return p.result, nil
+		case errors.As(err, &refused):
+			return p.result, refused.err
 		case err != nil:
 			return p.result, b.fail(err)
 		}
 		// Pages continue behind versions that were deleted meanwhile. What a store
 		// skips then, or does not delete as it says, is found by listing again.
-		if p.result.Retained > 0 || p.result == before {
+		if p.result.Retained > 0 || p.result.Deleted == deleted {
 			break
 		}
 		if round == s3MaxPurgeRounds {
@@ -1356,7 +1374,11 @@ func (b *s3Bucket) Purge(ctx context.Context, prefix string) (PurgeResult, error
 		}
 		p.result.RetainedUntil = until
 	}
-	if err := p.abortUploads(ctx); err != nil {
+	err := p.abortUploads(ctx)
+	if errors.As(err, &refused) {
+		return p.result, refused.err
+	}
+	if err != nil {
 		return p.result, b.fail(err)
 	}
 	return p.result, nil
@@ -1375,6 +1397,7 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (err error) {
 		if page, err = p.ListObjectVersions(ctx, in); err != nil {
 			break
 		}
+		p.noteTime(page.ResultMetadata)
 		var versions []s3Version
 		if versions, err = p.versions(page); err != nil {
 			break
@@ -1409,6 +1432,61 @@ func (p *s3Purge) deleteVersions(ctx context.Context) (err error) {
 	return err
 }
 
+// noteTime keeps the store's time, ours if it does not tell.
+func (p *s3Purge) noteTime(metadata middleware.Metadata) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.result.Now = s3Now(metadata)
+}
+
+func s3Now(metadata middleware.Metadata) time.Time {
+	if now, ok := awsmiddleware.GetServerTime(metadata); ok {
+		return now
+	}
+	return time.Now()
+}
+
+// List implements Objects. It lists versions: a delete marker does not hide an object.
+func (b *s3Bucket) List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error) {
+	var objects []objectInfo
+	now := time.Now()
+	pager := s3.NewListObjectVersionsPaginator(b.Client, &s3.ListObjectVersionsInput{Bucket: &b.Name, Prefix: &prefix, MaxKeys: aws.Int32(s3PageSize)})
+	for pager.HasMorePages() {
+		page, err := pager.NextPage(ctx)
+		if s3ErrorCode(err) == "NoSuchBucket" {
+			return nil, now, nil
+		}
+		if err != nil {
+			return nil, now, b.fail(err)
+		}
+		now = s3Now(page.ResultMetadata)
+		if len(objects) > maxListed {
+			return nil, now, b.errorf("", nil, "S3 ListObjectVersions for bucket %q failed: there are more than %d objects under %q", b.Name, maxListed, prefix)
+		}
+		for _, v := range page.Versions {
+			o := objectInfo{Key: aws.ToString(v.Key), Created: aws.ToTime(v.LastModified)}
+			// The versions of a key follow each other, the newest first.
+			if n := len(objects); n > 0 && objects[n-1].Key == o.Key {
+				objects[n-1].Created = o.Created
+				continue
+			}
+			objects = append(objects, o)
+		}
+	}
+	return objects, now, nil
+}
+
+// Put implements Objects. AWS wants a checksum of everything that falls under object lock,
+// whichever the client is configured to send.
+func (b *s3Bucket) Put(ctx context.Context, key string) error {
+	sum := md5.Sum(nil)
+	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(nil), ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))})
+	if err != nil {
+		return b.fail(err)
+	}
+	return nil
+}
+
 // versions reads a page. A store that lists other keys than those asked for gets none
 // of them deleted.
 func (p *s3Purge) versions(page *s3.ListObjectVersionsOutput) ([]s3Version, error) {
@@ -1427,6 +1505,18 @@ func (p *s3Purge) versions(page *s3.ListObjectVersionsOutput) ([]s3Version, erro
 	return versions, nil
 }
 
+// ask calls before for each attempt: the SDK repeats a request for up to minutes.
+func (p *s3Purge) ask(o *s3.Options) {
+	o.APIOptions = append(o.APIOptions, func(stack *middleware.Stack) error {
+		return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("CheckBefore", func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			if err := checkBefore(ctx, p.before); err != nil {
+				return middleware.FinalizeOutput{}, middleware.Metadata{}, err
+			}
+			return next.HandleFinalize(ctx, in)
+		}), "Retry", middleware.After)
+	})
+}
+
 // deleteBatch deletes up to 1000 versions. Errors come per key within a success.
 func (p *s3Purge) deleteBatch(ctx context.Context, batch []s3Version) {
 	for attempt := 1; ; attempt++ {
@@ -1434,7 +1524,7 @@ func (p *s3Purge) deleteBatch(ctx context.Context, batch []s3Version) {
 		for i, v := range batch {
 			objects[i] = v.identifier()
 		}
-		out, err := p.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &p.Name, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}})
+		out, err := p.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &p.Name, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}}, p.ask)
 		if err == nil {
 			var again []s3Version
 			if again, err = p.count(batch, out.Errors, attempt < s3MaxAttempts); len(again) > 0 && err == nil {
@@ -1573,6 +1663,11 @@ func (p *s3Purge) abortUploads(ctx context.Context) error {
 				return nil
 			}
 			return err
+		}
+		if len(list.Uploads) > 0 {
+			if err := checkBefore(ctx, p.before); err != nil {
+				return err
+			}
 		}
 		for _, upload := range list.Uploads {
 			if !strings.HasPrefix(aws.ToString(upload.Key), p.prefix) {

@@ -646,7 +646,7 @@ func TestS3ExpectsTheOwnerOnAWS(t *testing.T) {
 	f.objects, f.keyErrors["a"], f.uploads = []fakeS3Object{{key: "a", id: "1"}}, "AccessDenied", []string{"a"}
 	ctx := t.Context()
 	_, hardenErr := b.Harden(ctx)
-	_, purgeErr := b.Purge(ctx, "")
+	_, purgeErr := b.Purge(ctx, "", nil)
 	f.lock = "ObjectLockConfigurationNotFoundError"
 	_, observeErr := b.Observe(ctx)
 	for _, err := range []error{hardenErr, purgeErr, observeErr, b.Create(ctx, true), b.SetPolicy(ctx, Policy{Days: 1}), b.Delete(ctx)} {
@@ -1172,7 +1172,8 @@ func TestS3PurgeMany(t *testing.T) {
 	f := newFakeS3(t, false)
 	f.objects = slices.Concat(fakeS3Objects("a-sibling/", 10), fakeS3Objects("a/", 3000), fakeS3Objects("b/", 10))
 	b := f.custom("eu-west-1")
-	got, err := b.Purge(t.Context(), "a/")
+	got, err := b.Purge(t.Context(), "a/", nil)
+	got.Now = time.Time{}
 	if want := (PurgeResult{Deleted: 3000, DeletedBytes: 4000}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
@@ -1186,7 +1187,7 @@ func TestS3PurgeMany(t *testing.T) {
 		t.Errorf("got headers %v", h)
 	}
 
-	if got, err := b.Purge(t.Context(), "a/"); err != nil || got != (PurgeResult{}) {
+	if got, err := b.Purge(t.Context(), "a/", nil); err != nil || got != (PurgeResult{Now: got.Now}) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	wantCalls(t, f, "ListObjectVersions", "ListMultipartUploads")
@@ -1196,7 +1197,7 @@ func TestS3PurgeSendsMD5WhereChecksumsAreRefused(t *testing.T) {
 	f := newFakeS3(t, false)
 	f.objects = fakeS3Objects("a/", 3)
 	b := f.open("eu-west-1", testS3Credentials(map[string]string{s3KeyEndpoint: f.URL, s3KeyRequestChecksum: "when_required"}))
-	if _, err := b.Purge(t.Context(), "a/"); err != nil {
+	if _, err := b.Purge(t.Context(), "a/", nil); err != nil {
 		t.Fatal(err)
 	}
 	if f.headers["DeleteObjects"].Get("Content-Md5") == "" {
@@ -1317,7 +1318,8 @@ func TestS3Purge(t *testing.T) {
 			if f.keyErrors = test.codes; test.prepare != nil {
 				test.prepare(f)
 			}
-			got, err := f.custom("eu-west-1").Purge(t.Context(), "a/")
+			got, err := f.custom("eu-west-1").Purge(t.Context(), "a/", nil)
+			got.Now = time.Time{}
 			if test.parts != nil || test.code != "" {
 				wantS3Error(t, err, test.code, test.parts...)
 			} else if err != nil {
@@ -1345,7 +1347,7 @@ func TestS3Purge(t *testing.T) {
 func TestS3PurgeKeepsForeignUploads(t *testing.T) {
 	f := newFakeS3(t, false)
 	f.uploads = []string{"a-sibling/upload", "a/upload"}
-	if _, err := f.custom("eu-west-1").Purge(t.Context(), "a/"); err != nil {
+	if _, err := f.custom("eu-west-1").Purge(t.Context(), "a/", nil); err != nil {
 		t.Fatal(err)
 	}
 	wantCalls(t, f, "ListObjectVersions", "ListMultipartUploads", "AbortMultipartUpload")
@@ -1375,7 +1377,7 @@ func TestS3PurgeListsWhileItDeletes(t *testing.T) {
 		}
 		return false
 	}
-	if got, err := f.custom("eu-west-1").Purge(t.Context(), "a/"); err != nil || got.Deleted != 1500 {
+	if got, err := f.custom("eu-west-1").Purge(t.Context(), "a/", nil); err != nil || got.Deleted != 1500 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }

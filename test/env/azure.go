@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -83,9 +84,8 @@ type AzureOptions struct {
 // exceptions: the clock is the same for all, and a fault without PathContains hits all.
 //
 // What is not as in Azure: the data plane speaks HTTP; an account that does not exist
-// answers 404 ResourceNotFound, where in Azure its host name does not resolve; blobs
-// that are written after Advance are as old as the clock was moved; tokens and signatures
-// expire by the real clock; there are no versions, no soft delete and no SAS.
+// answers 404 ResourceNotFound, where in Azure its host name does not resolve; tokens and
+// signatures expire by the real clock; there are no versions, no soft delete and no SAS.
 type Azure struct {
 	// CloudName is the name of this Azure in the file CloudConfig, which is one for
 	// --azure-cloud-config.
@@ -114,9 +114,10 @@ type Azure struct {
 	servers      []*http.Server
 	client       *http.Client // for Azurite
 
-	mu sync.Mutex
-	// offset is how much the clock is ahead of the real one.
-	offset    time.Duration
+	// offset is how many nanoseconds the clock is ahead of the real one.
+	offset atomic.Int64
+
+	mu        sync.Mutex
 	requests  []AzureRequest
 	faults    []*AzureFault
 	tokens    map[string]bool
@@ -216,21 +217,10 @@ func matchesPath(r AzureRequest, pathContains []string) bool {
 }
 
 // Now returns the time by the clock of this Azure.
-func (a *Azure) Now() time.Time {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.now()
-}
-
-// now needs a.mu.
-func (a *Azure) now() time.Time { return time.Now().Add(a.offset).UTC() }
+func (a *Azure) Now() time.Time { return time.Now().Add(time.Duration(a.offset.Load())).UTC() }
 
 // Advance moves the clock, by which blobs are retained, keys age and answers are dated.
-func (a *Azure) Advance(d time.Duration) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.offset += d
-}
+func (a *Azure) Advance(d time.Duration) { a.offset.Add(int64(d)) }
 
 // SecretData returns the data of a secret with the credentials of a BackupBucket.
 func (a *Azure) SecretData() map[string][]byte {
@@ -319,6 +309,22 @@ func (a *Azure) Stop() {
 	_ = os.RemoveAll(a.dir)
 }
 
+// azuriteClock makes Azurite's clock that of its Azure, which each request to it tells.
+const azuriteClock = `
+let offset = 0;
+const RealDate = Date;
+globalThis.Date = new Proxy(RealDate, {
+  construct: (target, args, self) => Reflect.construct(target, args.length ? args : [target.now() + offset], self),
+  get: (target, property) => property === "now" ? () => target.now() + offset : Reflect.get(target, property),
+});
+const { Server } = require("http");
+const emit = Server.prototype.emit;
+Server.prototype.emit = function (event, request, ...rest) {
+  if (event === "request") offset = Math.max(offset, Number(request.headers["x-test-offset"]));
+  return emit.call(this, event, request, ...rest);
+};
+`
+
 // startAzurite sets azurite and process.
 func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 	accounts := make([]string, len(a.pool))
@@ -326,7 +332,7 @@ func (a *Azure) startAzurite(ctx context.Context, script string) (err error) {
 		accounts[i] = account.name + ":" + base64.StdEncoding.EncodeToString(account.key)
 	}
 	preload := filepath.Join(a.dir, "preload.js")
-	if err := os.WriteFile(preload, []byte(azuritePreload), 0o600); err != nil {
+	if err := os.WriteFile(preload, []byte(azuritePreload+azuriteClock), 0o600); err != nil {
 		return fmt.Errorf("writing a file of Azurite: %w", err)
 	}
 	// As with MinIO, another process may take a free port before Azurite does.
@@ -561,6 +567,7 @@ func (a *Azure) azuriteSend(ctx context.Context, method string, pool int, path, 
 		request.Header.Set("X-Ms-Date", time.Now().UTC().Format(http.TimeFormat))
 	}
 	signShared(request, account)
+	request.Header.Set("X-Test-Offset", strconv.FormatInt(time.Duration(a.offset.Load()).Milliseconds(), 10))
 	response, err := a.client.Do(request)
 	if err != nil {
 		return nil, err

@@ -702,7 +702,7 @@ func (a *Azure) handleAccount(route armRoute, body map[string]any) *azureAnswer 
 		if i < 0 {
 			return armError(http.StatusBadRequest, "InvalidValuesForRequestParameters", "Values for request parameters are invalid: keyName.")
 		}
-		account.keys[i] = AzureKey{Name: account.keys[i].Name, Value: base64.StdEncoding.EncodeToString(newKey()), Created: a.now()}
+		account.keys[i] = AzureKey{Name: account.keys[i].Name, Value: base64.StdEncoding.EncodeToString(newKey()), Created: a.Now()}
 	}
 	// learn.microsoft.com/rest/api/storagerp/storage-accounts/list-keys
 	keys := []any{}
@@ -776,7 +776,7 @@ func (a *Azure) createAccount(group *azureGroup, name string, body map[string]an
 		return armError(http.StatusBadRequest, "MaximumStorageAccountCountExceeded", "This test environment has no more than %d storage accounts.", azurePoolSize)
 	}
 	account := &azureAccount{
-		name: name, group: strings.ToLower(group.name), created: a.now(), pool: a.free[len(a.free)-1], containers: map[string]*azureContainer{},
+		name: name, group: strings.ToLower(group.name), created: a.Now(), pool: a.free[len(a.free)-1], containers: map[string]*azureContainer{},
 		// Azure's defaults: learn.microsoft.com/rest/api/storagerp/storage-accounts/create
 		resource: map[string]any{"tags": map[string]any{}, "properties": map[string]any{
 			"supportsHttpsTrafficOnly": true, "minimumTlsVersion": "TLS1_0", "allowBlobPublicAccess": false, "accessTier": "Hot",
@@ -973,7 +973,7 @@ func (a *Azure) putContainer(ctx context.Context, account *azureAccount, contain
 
 // newContainer needs a.mu.
 func (a *Azure) newContainer(name string) *azureContainer {
-	return &azureContainer{name: name, publicAccess: "None", modified: a.now(), etag: a.newETag()}
+	return &azureContainer{name: name, publicAccess: "None", modified: a.Now(), etag: a.newETag()}
 }
 
 // updateContainer writes the properties that were sent.
@@ -989,7 +989,7 @@ func (a *Azure) updateContainer(account *azureAccount, container *azureContainer
 	if metadata, ok := properties["metadata"].(map[string]any); ok {
 		container.metadata = metadata
 	}
-	container.modified, container.etag = a.now(), a.newETag()
+	container.modified, container.etag = a.Now(), a.newETag()
 	return armJSON(status, a.containerJSON(account, container))
 }
 
@@ -1050,7 +1050,7 @@ func (a *Azure) changeHold(container *azureContainer, body map[string]any, set b
 		i := slices.IndexFunc(container.holds, func(h azureHold) bool { return h.tag == tag })
 		switch {
 		case set && i < 0:
-			container.holds = append(container.holds, azureHold{tag, a.now()})
+			container.holds = append(container.holds, azureHold{tag, a.Now()})
 		case !set && i >= 0:
 			container.holds = slices.Delete(container.holds, i, i+1)
 		}
@@ -1131,7 +1131,7 @@ func (a *Azure) putPolicy(container *azureContainer, match policyMatch, properti
 	}
 	// "The audit log includes up to seven time-based retention commands for locked
 	// time-based retention policies": one put, one lock and five extensions.
-	policy.history = []PolicyUpdate{{Update: "put", Days: days, Time: a.now()}}
+	policy.history = []PolicyUpdate{{Update: "put", Days: days, Time: a.Now()}}
 	container.policy = policy
 	return nil
 }
@@ -1159,7 +1159,7 @@ func (a *Azure) lockPolicy(container *azureContainer, match policyMatch) *azureA
 		return wrongState()
 	}
 	policy.locked, policy.etag = true, a.newETag()
-	policy.history = append(policy.history, PolicyUpdate{Update: "lock", Days: policy.days, Time: a.now()})
+	policy.history = append(policy.history, PolicyUpdate{Update: "lock", Days: policy.days, Time: a.Now()})
 	return nil
 }
 
@@ -1201,6 +1201,6 @@ func (a *Azure) extendPolicy(container *azureContainer, match policyMatch, prope
 		return refused("the retention interval was increased five times")
 	}
 	policy.days, policy.etag = days, a.newETag()
-	policy.history = append(policy.history, PolicyUpdate{Update: "extend", Days: days, Time: a.now()})
+	policy.history = append(policy.history, PolicyUpdate{Update: "extend", Days: days, Time: a.Now()})
 	return nil
 }

@@ -218,7 +218,7 @@ func (a *Azure) RemovePolicy(bucket string) error {
 // SetPublicAccess sets the public access of a container: None, Blob or Container.
 func (a *Azure) SetPublicAccess(bucket, access string) error {
 	return a.change(bucket, func(c *azureContainer) *azureAnswer {
-		c.publicAccess, c.modified, c.etag = access, a.now(), a.newETag()
+		c.publicAccess, c.modified, c.etag = access, a.Now(), a.newETag()
 		return nil
 	})
 }

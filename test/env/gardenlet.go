@@ -85,12 +85,23 @@ func (g Gardenlet) Bucket(ctx context.Context, name, providerType, region string
 	return g.create(ctx, BackupBuckets, "BackupBucket", name, spec)
 }
 
-// Entry creates a BackupEntry whose credentials are the secret entry-<name>.
+// Entry creates a BackupEntry whose credentials are the secret entry-<name>, with the
+// provider status of its BackupBucket if that is on this cluster.
 func (g Gardenlet) Entry(ctx context.Context, name, bucket, providerType, region string) error {
-	return g.create(ctx, BackupEntries, "BackupEntry", name, map[string]any{
+	spec := map[string]any{
 		"type": providerType, "region": region, "bucketName": bucket,
 		"secretRef": map[string]any{"namespace": GardenNamespace, "name": "entry-" + name},
-	})
+	}
+	o, err := g.Kube.Dynamic.Resource(BackupBuckets).Get(ctx, bucket, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("reading BackupBucket %s: %w", bucket, err)
+	}
+	if err == nil {
+		if status, found, _ := unstructured.NestedMap(o.Object, "status", "providerStatus"); found {
+			spec["backupBucketProviderStatus"] = status
+		}
+	}
+	return g.create(ctx, BackupEntries, "BackupEntry", name, spec)
 }
 
 // Reconcile triggers an operation on an object; spec, if not nil, is merged into its

@@ -19,9 +19,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 const (
@@ -36,11 +36,12 @@ const (
 func main() {
 	entries := flag.Int("entries", 2000, "BackupEntries of the throughput measurements")
 	many := flag.Int("many", 10000, "BackupEntries of the last memory measurement")
-	versions := flag.Int("versions", 3000, "object versions of the deleted BackupEntry on S3")
-	blobs := flag.Int("blobs", 5000, "blobs of the deleted BackupEntries on Azure")
+	versions := flag.Int("versions", 10000, "object versions of the deleted BackupEntries on S3")
+	blobs := flag.Int("blobs", 10000, "blobs of the deleted BackupEntries on Azure")
+	purge := flag.Int("purge", 100000, "object versions of the purge whose memory is measured")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *entries, *many, *versions, *blobs)
+	err := run(ctx, *entries, *many, *versions, *blobs, *purge)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -69,7 +70,7 @@ func (b *bench) row(what, target, measured string) {
 	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s |", what, target, measured))
 }
 
-func run(ctx context.Context, entries, many, versions, blobs int) error {
+func run(ctx context.Context, entries, many, versions, blobs, purge int) error {
 	b := &bench{}
 	var err error
 	if b.bin, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
@@ -103,8 +104,9 @@ func run(ctx context.Context, entries, many, versions, blobs int) error {
 	for _, measure := range []func(context.Context) error{
 		b.idle,
 		b.verify,
-		func(ctx context.Context) error { return b.deleteEntry(ctx, versions) },
+		func(ctx context.Context) error { return b.deleteEntries(ctx, versions) },
 		func(ctx context.Context) error { return b.azureRequests(ctx, blobs) },
+		func(ctx context.Context) error { return b.purgeMemory(ctx, purge) },
 		func(ctx context.Context) error { return b.newEntries(ctx, entries) },
 		func(ctx context.Context) error { return b.reconcileAgain(ctx, entries) },
 		func(ctx context.Context) error { return b.restart(ctx, entries) },
@@ -213,13 +215,21 @@ func (b *bench) verify(ctx context.Context) error {
 		return err
 	}
 	if err := env.Eventually(ctx, patience, "the bucket was verified", func(ctx context.Context) error {
-		_, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket="+bucket)
-		return err
+		return b.verified(ctx, bucket)
 	}); err != nil {
 		return err
 	}
-	b.row("verifying a healthy bucket", "at most 3 S3 requests", fmt.Sprintf("%d %v", b.s3Requests(), b.proxy.Counts()))
+	b.row("verifying a healthy bucket and looking for tombstones", "at most 3 S3 requests, 1 list", fmt.Sprintf("%d %v", b.s3Requests(), b.proxy.Counts()))
 	return b.stop(ctx)
+}
+
+// verified says that a bucket was verified since the start, and swept.
+func (b *bench) verified(ctx context.Context, bucket string) error {
+	if _, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket="+bucket); err != nil {
+		return err
+	}
+	_, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_tombstones", "bucket="+bucket)
+	return err
 }
 
 func (b *bench) s3Requests() int {
@@ -230,26 +240,143 @@ func (b *bench) s3Requests() int {
 	return sum
 }
 
-func (b *bench) deleteEntry(ctx context.Context, versions int) error {
-	progress("writing %d object versions", versions)
-	// Unlocked: an own bucket without retention, but with versions.
-	const free = "bench-free"
+// writeVersions writes n object versions of an entry, retained until then unless that is zero.
+func (b *bench) writeVersions(ctx context.Context, client *s3.Client, bucket, entry string, n int, until time.Time) error {
+	progress("writing %d object versions of %s", n, entry)
+	return parallel(ctx, n, func(ctx context.Context, i int) error {
+		in := &s3.PutObjectInput{Bucket: aws.String(bucket), Key: aws.String(fmt.Sprintf("%s/etcd-main/v2/Incr-%08d", entry, i)), Body: strings.NewReader("snapshot")}
+		if !until.IsZero() {
+			in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, &until
+		}
+		if _, err := client.PutObject(ctx, in); err != nil {
+			return fmt.Errorf("writing an object: %w", err)
+		}
+		return nil
+	})
+}
+
+// deleteAndWait deletes an entry and returns how long it took until it was gone.
+func (b *bench) deleteAndWait(ctx context.Context, name string) (time.Duration, error) {
+	start := time.Now()
+	if err := b.gardenlet.Delete(ctx, env.BackupEntries, name); err != nil {
+		return 0, err
+	}
+	err := env.Eventually(ctx, patience, "the entry is gone", func(ctx context.Context) error {
+		_, err := b.kube.Dynamic.Resource(env.BackupEntries).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return errors.Join(err, errors.New("it is still there"))
+	})
+	return time.Since(start), err
+}
+
+// deleteEntries measures the deletion of an entry with n object versions on S3, free ones
+// and retained ones, beside the way of one request after the other.
+func (b *bench) deleteEntries(ctx context.Context, n int) error {
+	const lockable = "bench-deletion"
 	client := b.minio.S3(b.minio.Endpoint)
-	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(free), ObjectLockEnabledForBucket: aws.Bool(true)}); err != nil {
-		return fmt.Errorf("creating bucket %s: %w", free, err)
+	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(lockable), ObjectLockEnabledForBucket: aws.Bool(true)}); err != nil {
+		return fmt.Errorf("creating bucket %s: %w", lockable, err)
 	}
-	name := "shoot--bench--delete--0001"
-	if err := parallel(ctx, versions, func(ctx context.Context, i int) error {
-		_, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: aws.String(free),
-			Key: aws.String(fmt.Sprintf("%s/etcd-main/v2/Incr-%08d", name, i)), Body: strings.NewReader("snapshot")})
-		return err
-	}); err != nil {
-		return fmt.Errorf("writing objects: %w", err)
-	}
-	if err := b.gardenlet.Secret(ctx, "entry-"+name, b.minio.SecretData(b.proxy.URL)); err != nil {
+	if err := b.start(ctx); err != nil {
 		return err
 	}
-	if err := b.gardenlet.Entry(ctx, name, free, providerType, b.minio.Region); err != nil {
+	newEntry := func(name string, until time.Time, n int) error {
+		if err := b.writeVersions(ctx, client, lockable, name, n, until); err != nil {
+			return err
+		}
+		if err := b.gardenlet.Secret(ctx, "entry-"+name, b.minio.SecretData(b.proxy.URL)); err != nil {
+			return err
+		}
+		if err := b.gardenlet.Entry(ctx, name, lockable, providerType, b.minio.Region); err != nil {
+			return err
+		}
+		_, err := b.kube.WaitFor(ctx, patience, env.BackupEntries, "", name, env.Healthy)
+		return err
+	}
+
+	free := "shoot--bench--free--0001"
+	if err := newEntry(free, time.Time{}, n); err != nil {
+		return err
+	}
+	b.proxy.Reset()
+	took, err := b.deleteAndWait(ctx, free)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("deleting an entry with %d free versions on S3", n), "at most 25 requests", fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), took.Seconds()))
+	if err := b.writeVersions(ctx, client, lockable, "sequential", n, time.Time{}); err != nil {
+		return err
+	}
+	b.proxy.Reset()
+	sequential, err := deleteOneBatchAfterAnother(ctx, b.minio.S3(b.proxy.URL), lockable, "sequential/")
+	if err != nil {
+		return err
+	}
+	b.row("the same, one batch after another", "not faster", fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), sequential.Seconds()))
+
+	retained := "shoot--bench--retained-s3--0001"
+	until := time.Now().Add(time.Hour)
+	if err := newEntry(retained, until, n); err != nil {
+		return err
+	}
+	b.proxy.Reset()
+	if took, err = b.deleteAndWait(ctx, retained); err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("releasing an entry with %d retained versions on S3", n), "at most 30 requests", fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), took.Seconds()))
+	progress("tagging %d object versions one after the other", n)
+	tagger := b.minio.S3(b.proxy.URL)
+	start := time.Now()
+	for i := range n {
+		_, err := tagger.PutObjectTagging(ctx, &s3.PutObjectTaggingInput{Bucket: aws.String(lockable), Key: aws.String(fmt.Sprintf("%s/etcd-main/v2/Incr-%08d", retained, i)),
+			Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("gc-marked-for-deletion"), Value: aws.String("true")}}}})
+		if err != nil {
+			return fmt.Errorf("tagging an object: %w", err)
+		}
+	}
+	b.row("one tagging call for each of them instead", "at least 10 times slower", fmt.Sprintf("%.1f s", time.Since(start).Seconds()))
+	return b.stop(ctx)
+}
+
+// deleteOneBatchAfterAnother lists and deletes page by page without any overlap.
+func deleteOneBatchAfterAnother(ctx context.Context, client *s3.Client, bucket, prefix string) (time.Duration, error) {
+	start := time.Now()
+	pager := s3.NewListObjectVersionsPaginator(client, &s3.ListObjectVersionsInput{Bucket: &bucket, Prefix: &prefix})
+	for pager.HasMorePages() {
+		page, err := pager.NextPage(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("listing versions: %w", err)
+		}
+		var objects []types.ObjectIdentifier
+		for _, v := range page.Versions {
+			objects = append(objects, types.ObjectIdentifier{Key: v.Key, VersionId: v.VersionId})
+		}
+		if len(objects) == 0 {
+			break
+		}
+		if _, err := client.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &bucket, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}}); err != nil {
+			return 0, fmt.Errorf("deleting a batch: %w", err)
+		}
+	}
+	return time.Since(start), nil
+}
+
+// purgeMemory measures how much the daemon grows while it purges n object versions.
+func (b *bench) purgeMemory(ctx context.Context, n int) error {
+	const name, many = "shoot--bench--many--0001", "bench-many"
+	client := b.minio.S3(b.minio.Endpoint)
+	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(many), ObjectLockEnabledForBucket: aws.Bool(true)}); err != nil {
+		return fmt.Errorf("creating bucket %s: %w", many, err)
+	}
+	if err := b.writeVersions(ctx, client, many, name, n, time.Time{}); err != nil {
+		return err
+	}
+	if err := b.gardenlet.Secret(ctx, "entry-"+name, b.minio.SecretData(b.minio.Endpoint)); err != nil {
+		return err
+	}
+	if err := b.gardenlet.Entry(ctx, name, many, providerType, b.minio.Region); err != nil {
 		return err
 	}
 	if err := b.start(ctx); err != nil {
@@ -258,23 +385,32 @@ func (b *bench) deleteEntry(ctx context.Context, versions int) error {
 	if _, err := b.kube.WaitFor(ctx, patience, env.BackupEntries, "", name, env.Healthy); err != nil {
 		return err
 	}
-	progress("deleting the entry of %d object versions", versions)
-	b.proxy.Reset()
-	start := time.Now()
-	if err := b.gardenlet.Delete(ctx, env.BackupEntries, name); err != nil {
+	before, err := b.settledRSS(ctx)
+	if err != nil {
 		return err
 	}
-	if err := env.Eventually(ctx, patience, "the entry is gone", func(ctx context.Context) error {
-		_, err := b.kube.Dynamic.Resource(env.BackupEntries).Get(ctx, name, metav1.GetOptions{})
-		if err == nil {
-			return errors.New("it is still there")
+	progress("purging %d object versions", n)
+	most := before
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for watch.Err() == nil {
+			if rss, err := b.daemon.RSS(); err == nil {
+				most = max(most, rss)
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-watch.Done():
+			}
 		}
-		return nil
-	}); err != nil {
+	})
+	took, err := b.deleteAndWait(ctx, name)
+	stop()
+	watching.Wait()
+	if err != nil {
 		return err
 	}
-	b.row(fmt.Sprintf("deleting an entry with %d unlocked versions", versions), "at most 10 S3 requests",
-		fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), time.Since(start).Seconds()))
+	b.row(fmt.Sprintf("growth of the daemon while it purges %d versions", n), "at most 20 MB", fmt.Sprintf("%s (from %s), %.1f s", mb(most-before), mb(before), took.Seconds()))
 	return b.stop(ctx)
 }
 
@@ -309,12 +445,11 @@ func (b *bench) azureRequests(ctx context.Context, blobs int) error {
 		return err
 	}
 	if err := env.Eventually(ctx, patience, "the bucket was verified", func(ctx context.Context) error {
-		_, err := b.daemon.Value(ctx, "bucketwarden_backupbucket_last_verified_timestamp_seconds", "bucket="+name)
-		return err
+		return b.verified(ctx, name)
 	}); err != nil {
 		return err
 	}
-	b.row("verifying a healthy bucket on Azure", "at most 3 requests", b.azureCount(name))
+	b.row("verifying a healthy bucket on Azure and looking for tombstones", "at most 3 requests, 1 list", b.azureCount(name))
 	b.azure.ResetRequests(name)
 	if err := b.gardenlet.Reconcile(ctx, env.BackupBuckets, name, nil); err != nil {
 		return err
@@ -332,8 +467,8 @@ func (b *bench) azureRequests(ctx context.Context, blobs int) error {
 		what, target, entry string
 		retained            bool
 	}{
-		{"deleting an entry with %d blobs under retention on Azure", "at most 5 requests", "shoot--bench--retained--0001", true},
-		{"deleting an entry with %d free blobs on Azure", "at most 25 requests", "shoot--bench--free--0001", false},
+		{"releasing an entry with %d retained blobs on Azure", "at most 6 requests", "shoot--bench--azure-retained--0001", true},
+		{"deleting an entry with %d free blobs on Azure", "at most 45 requests", "shoot--bench--azure-free--0001", false},
 	} {
 		progress("writing %d blobs", blobs)
 		names := make([]string, blobs)
@@ -357,27 +492,11 @@ func (b *bench) azureRequests(ctx context.Context, blobs int) error {
 		}
 		progress("deleting the entry of %d blobs", blobs)
 		b.azure.ResetRequests(name)
-		start := time.Now()
-		if err := b.gardenlet.Delete(ctx, env.BackupEntries, measurement.entry); err != nil {
+		took, err := b.deleteAndWait(ctx, measurement.entry)
+		if err != nil {
 			return err
 		}
-		if err := env.Eventually(ctx, patience, "the entry is gone or waits", func(ctx context.Context) error {
-			o, err := b.kube.Dynamic.Resource(env.BackupEntries).Get(ctx, measurement.entry, metav1.GetOptions{})
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
-			if err != nil {
-				return fmt.Errorf("reading the entry: %w", err)
-			}
-			description, _, _ := unstructured.NestedString(o.Object, "status", "lastOperation", "description")
-			if !measurement.retained || !strings.Contains(description, "retained") {
-				return errors.New("it is still there: " + description)
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-		b.row(fmt.Sprintf(measurement.what, blobs), measurement.target, fmt.Sprintf("%s, %.1f s", b.azureCount(name), time.Since(start).Seconds()))
+		b.row(fmt.Sprintf(measurement.what, blobs), measurement.target, fmt.Sprintf("%s, %.1f s", b.azureCount(name), took.Seconds()))
 	}
 	return b.stop(ctx)
 }
@@ -466,9 +585,6 @@ func (b *bench) checkHealthy(ctx context.Context, n int) error {
 	}
 	found := 0
 	for i := range list.Items {
-		if list.Items[i].GetDeletionTimestamp() != nil {
-			continue // the one on Azure that waits for its retention
-		}
 		found++
 		if err := env.Healthy(&list.Items[i]); err != nil {
 			return fmt.Errorf("BackupEntry %s: %w", list.Items[i].GetName(), err)

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// A purge asks before each batch, and once it gets no, it deletes nothing more; the error is
+// the caller's own.
+func TestPurgeAsksBeforeEachBatch(t *testing.T) {
+	no := &prefixInUseError{entry: "x"}
+	for title, start := range map[string]func(t *testing.T) (objects purger, left func() int){
+		"S3": func(t *testing.T) (purger, func() int) {
+			f := newFakeS3(t, false)
+			f.objects = fakeS3Objects("a/", 3000)
+			return f.custom("eu-west-1"), func() int { return len(f.keys()) }
+		},
+		"Azure": func(t *testing.T) (purger, func() int) {
+			f := newFakeAzure(t)
+			f.addBlobs(600, "a/", func(int) time.Duration { return 0 })
+			return f.entry(Policy{}), func() int { return 600 - len(f.deleted) }
+		},
+	} {
+		t.Run(title, func(t *testing.T) {
+			objects, left := start(t)
+			all := left()
+			result, err := objects.Purge(t.Context(), "a/", func(context.Context) error { return no })
+			var store *storeError
+			if !errors.Is(err, no) || errors.As(err, &store) || result.Deleted != 0 || left() != all {
+				t.Errorf("%+v, %v, %d of %d are left", result, err, left(), all)
+			}
+			asked := make(chan struct{}, 1000)
+			result, err = objects.Purge(t.Context(), "a/", func(context.Context) error { asked <- struct{}{}; return nil })
+			if err != nil || result.Deleted != int64(all) || left() != 0 || len(asked) != 3 {
+				t.Errorf("%+v, %v, %d are left, asked %d times", result, err, left(), len(asked))
+			}
+		})
+	}
+}
+
+// An upload that is under way may be that of a live entry.
+func TestS3PurgeAsksBeforeItAbortsUploads(t *testing.T) {
+	no := &prefixInUseError{entry: "x"}
+	f := newFakeS3(t, false)
+	f.uploads = []string{"a/upload"}
+	b := f.custom("eu-west-1")
+	if _, err := b.Purge(t.Context(), "a/", func(context.Context) error { return no }); !errors.Is(err, no) || !slices.Equal(f.uploads, []string{"a/upload"}) {
+		t.Errorf("error %v, left are %q", err, f.uploads)
+	}
+	asked := 0
+	if _, err := b.Purge(t.Context(), "a/", func(context.Context) error { asked++; return nil }); err != nil || len(f.uploads) > 0 || asked != 1 {
+		t.Errorf("error %v, left are %q, asked %d times", err, f.uploads, asked)
+	}
+	if _, err := b.Purge(t.Context(), "a/", func(context.Context) error { return no }); err != nil {
+		t.Errorf("nothing is left, and still: %v", err)
+	}
+}
+
+// A workload identity has access to the store once it has a token.
+func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
+	for _, token := range []bool{false, true} {
+		h := newHarness(t)
+		h.putNamespace(testNamespace, false)
+		h.cloud.put("b", Policy{})
+		h.putTombstone(testEntry, time.Hour)
+		h.putEntry(testEntry, true, withOperation(operationReconcile))
+		h.editSecret("garden", "entry", func(s *corev1.Secret) {
+			source := workloadIdentitySource()
+			s.Labels, s.Annotations, s.Data = source.Labels, source.Annotations, source.Data
+			if !token {
+				delete(s.Data, dataKeyToken)
+			}
+		})
+		if _, err := h.passEntry(testEntry); err != nil {
+			t.Error(err)
+		}
+		if m := h.marks(testEntry); m[len(m)-1].revoked != token {
+			t.Errorf("with a token: %t, marks %+v", token, m)
+		}
+	}
+}

@@ -1,0 +1,313 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	apitypes "k8s.io/apimachinery/pkg/types"
+
+	"bucketwarden/test/env"
+)
+
+const tombstones = ".bucketwarden/tombstones/"
+
+// awaitNoVersions waits until nothing is left under a prefix.
+func awaitNoVersions(t *testing.T, bucket, prefix string) {
+	t.Helper()
+	eventually(t, "nothing is left under "+prefix+" in bucket "+bucket, func(ctx context.Context) error {
+		left, err := versions(ctx, bucket, prefix)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left are %v", left)
+		}
+		return err
+	})
+}
+
+// A deleted entry is released at once; what is retained goes when its retention ends, and
+// nothing else does.
+func TestRetainedObjectsAreSwept(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	name, _ := newShoot(t)
+	sibling := name + "0"
+	bucket := newName("bucket")
+	makeBucket(t, bucket, true)
+	createBucket(t, bucketObject(bucket, d.kind, nil))
+	createEntry(t, entryObject(name, d.kind, bucket))
+	createEntry(t, entryObject(sibling, d.kind, bucket))
+	for _, entry := range []string{name, sibling} {
+		waitHealthy(t, entries, entry)
+	}
+	waitHealthy(t, buckets, bucket)
+	until := retainFor(15 * time.Second)
+	retained, other, foreign := name+"/etcd-main/v2/Full", sibling+"/etcd-main/v2/Full", "foreign/object"
+	putObject(t, bucket, retained, until)
+	putObject(t, bucket, retained+"-free", noRetention)
+	putObject(t, bucket, other, noRetention)
+	putObject(t, bucket, foreign, noRetention)
+
+	remove(t, entries, name)
+	waitGone(t, entries, name)
+	if !time.Now().Before(until) {
+		t.Fatal("the machine is too slow: the retention has ended before the entry was released")
+	}
+	checkVersions(t, bucket, name+"/", retained)
+	left, err := versions(t.Context(), bucket, tombstones)
+	if err != nil || len(left) != 1 || !strings.HasPrefix(left[0], tombstones+name+"/deleted-"+until.UTC().Format("20060102T150405Z")+"-1-") {
+		t.Errorf("tombstones %v, %v", left, err)
+	}
+	awaitEvent(t, "ObjectsRetained", name, "1 objects", until.UTC().Format(time.RFC3339))
+	label := "bucket=" + bucket
+	d.awaitValue(t, 1, "bucketwarden_backupbucket_tombstones", label)
+	d.awaitValue(t, 1, "bucketwarden_backupbucket_retained_objects", label)
+	d.awaitValue(t, float64(until.Unix()), "bucketwarden_backupbucket_next_sweep_timestamp_seconds", label)
+
+	awaitNoVersions(t, bucket, name+"/")
+	if time.Now().Before(until) {
+		t.Error("the object went before its retention ended")
+	}
+	awaitNoVersions(t, bucket, tombstones)
+	checkVersions(t, bucket, "", foreign, other)
+	awaitEvent(t, "ObjectsDeleted", bucket, name)
+	d.awaitValue(t, 0, "bucketwarden_backupbucket_tombstones", label)
+}
+
+// A restart forgets nothing: the bucket is the ledger.
+func TestSweepAfterRestart(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	name, _ := newShoot(t)
+	bucket := newName("bucket")
+	makeBucket(t, bucket, true)
+	createBucket(t, bucketObject(bucket, d.kind, nil))
+	createEntry(t, entryObject(name, d.kind, bucket))
+	waitHealthy(t, entries, name)
+	waitHealthy(t, buckets, bucket)
+	putObject(t, bucket, name+"/etcd-main/v2/Full", retainFor(8*time.Second))
+	remove(t, entries, name)
+	waitGone(t, entries, name)
+	d.Kill()
+	d.start(t)
+	awaitNoVersions(t, bucket, "")
+}
+
+// x-etcd-snapshot-exclude keeps etcd-backup-restore from a snapshot; nothing that
+// bucketwarden does may replace a tag.
+func TestTagsSurvive(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	proxy := startProxy(t, minio)
+	name, _ := newShoot(t)
+	bucket := newName("bucket")
+	makeBucket(t, bucket, true)
+	createBucket(t, bucketObject(bucket, d.kind, nil))
+	waitHealthy(t, buckets, bucket)
+	key := name + "/etcd-main/v2/Full"
+	putObject(t, bucket, key, retainFor(20*time.Second))
+	tags := []types.Tag{{Key: aws.String("other"), Value: aws.String("kept")}, {Key: aws.String("x-etcd-snapshot-exclude"), Value: aws.String("true")}}
+	if _, err := store.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &bucket, Key: &key, Tagging: &types.Tagging{TagSet: tags}}); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		got, err := store.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &bucket, Key: &key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(got.TagSet, func(x, y types.Tag) int { return strings.Compare(*x.Key, *y.Key) })
+		mustEqual(t, "tags", got.TagSet, tags)
+	}
+	for range 2 {
+		writeSecret(t, secretName(entries, name), minio.SecretData(proxy.URL))
+		create(t, entries, entryObject(name, d.kind, bucket))
+		waitHealthy(t, entries, name)
+		check()
+		remove(t, entries, name)
+		waitGone(t, entries, name)
+		d.awaitPasses(t, "sweeps", 2)
+		check()
+	}
+	for operation := range proxy.Counts() {
+		if strings.Contains(operation, "Tagging") {
+			t.Errorf("a request %s", operation)
+		}
+	}
+	awaitNoVersions(t, bucket, "")
+}
+
+// cluster is an API server with a daemon of its own, as a seed.
+type cluster struct {
+	t    *testing.T
+	kube *env.Kube
+	env.Gardenlet
+	daemon *env.Daemon
+	bucket string
+}
+
+func startCluster(t *testing.T, bucket string, namespaces ...string) *cluster {
+	t.Helper()
+	k, err := env.StartKube(t.Context(), binaries.Testkube)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Stop)
+	c := &cluster{t: t, kube: k, Gardenlet: env.Gardenlet{Kube: k}, bucket: bucket}
+	for _, namespace := range append(namespaces, gardenNamespace) {
+		c.must(c.Namespace(t.Context(), namespace))
+	}
+	if c.daemon, err = env.StartDaemon(t.Context(), env.DaemonOptions{Binary: binaries.Daemon, Kubeconfig: k.Kubeconfig, Args: []string{"--verify-interval=1s"}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.daemon.Kill()
+		if log := c.daemon.Log(); t.Failed() || strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic") {
+			t.Errorf("log of the daemon of bucket %s:\n%s", bucket, log)
+		}
+	})
+	c.must(c.Secret(t.Context(), "bucket-"+bucket, minio.SecretData(minio.Endpoint)))
+	c.must(c.Bucket(t.Context(), bucket, "s3", minio.Region, nil))
+	c.await(buckets, bucket, env.Healthy)
+	return c
+}
+
+func (c *cluster) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) await(resource schema.GroupVersionResource, name string, condition func(*unstructured.Unstructured) error) {
+	c.t.Helper()
+	_, err := c.kube.WaitFor(c.t.Context(), timeout, resource, "", name, condition)
+	c.must(err)
+}
+
+// entry creates an entry, as gardenlet does when a control plane is created or restored.
+func (c *cluster) entry(name, bucket string) {
+	c.t.Helper()
+	c.must(c.Secret(c.t.Context(), "entry-"+name, minio.SecretData(minio.Endpoint)))
+	c.must(c.Entry(c.t.Context(), name, bucket, "s3", minio.Region))
+	c.await(entries, name, env.Healthy)
+}
+
+func (c *cluster) annotate(name, operation string) {
+	c.t.Helper()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{annotationOperation: operation, annotationTimestamp: timestamp()}}})
+	c.must(err)
+	_, err = c.kube.Dynamic.Resource(entries).Patch(c.t.Context(), name, apitypes.MergePatchType, patch, metav1.PatchOptions{})
+	c.must(err)
+}
+
+// gone deletes an entry and waits until it is gone.
+func (c *cluster) gone(name string) {
+	c.t.Helper()
+	c.must(c.Delete(c.t.Context(), entries, name))
+	c.await(entries, name, func(o *unstructured.Unstructured) error {
+		if o != nil {
+			return errors.New("it is still there")
+		}
+		return nil
+	})
+	c.must(c.kube.Client.CoreV1().Secrets(gardenNamespace).Delete(c.t.Context(), "entry-"+name, metav1.DeleteOptions{}))
+}
+
+// migrate hands an entry over, as gardenlet does on the source seed.
+func (c *cluster) migrate(name string) {
+	c.t.Helper()
+	c.annotate(name, "migrate")
+	c.await(entries, name, func(o *unstructured.Unstructured) error {
+		if o == nil || str(o, "status", "lastOperation", "type") != "Migrate" || str(o, "status", "lastOperation", "state") != "Succeeded" || len(o.GetFinalizers()) > 0 {
+			return errors.New("it is not migrated")
+		}
+		return nil
+	})
+	c.gone(name)
+}
+
+// sweeps waits until n more sweeps have ended.
+func (c *cluster) sweeps(n float64) {
+	c.t.Helper()
+	count := func(ctx context.Context) (float64, error) {
+		return c.daemon.Value(ctx, "bucketwarden_reconcile_duration_seconds", "resource=sweeps")
+	}
+	before, err := count(c.t.Context())
+	c.must(err)
+	eventually(c.t, "sweeps have ended", func(ctx context.Context) error {
+		now, err := count(ctx)
+		if err == nil && now < before+n {
+			err = fmt.Errorf("%v of %v", now-before, n)
+		}
+		return err
+	})
+}
+
+// A shoot moves from seed A to seed B and back again: the tombstone that B leaves in the
+// bucket of A must not cost the cluster its backups once it lives on A again.
+func TestMigrationThereAndBack(t *testing.T) {
+	t.Parallel()
+	name, namespace := newShoot(t)
+	bucketA, bucketB := newName("seed-a"), newName("seed-b")
+	makeBucket(t, bucketA, true)
+	makeBucket(t, bucketB, true)
+	a, b := startCluster(t, bucketA, namespace), startCluster(t, bucketB, namespace)
+	old, free := name+"/etcd-main/v2/Full-1", name+"/etcd-main/v2/Full-0"
+
+	a.entry(name, bucketA)
+	until := retainFor(40 * time.Second)
+	putObject(t, bucketA, old, until)
+	putObject(t, bucketA, free, noRetention)
+
+	// A to B: the backups are copied out of the bucket of A, then deleted there.
+	a.migrate(name)
+	b.entry(name, bucketB)
+	putObject(t, bucketB, name+"/etcd-main/v2/Full-2", noRetention)
+	b.entry("source-"+name, bucketA)
+	b.gone("source-" + name)
+	checkVersions(t, bucketA, name+"/", old)
+	left, err := versions(t.Context(), bucketA, tombstones)
+	if err != nil || len(left) != 1 {
+		t.Fatalf("tombstones in the bucket of A: %v, %v", left, err)
+	}
+
+	// B to A: the cluster lives under the same prefix again, while the old tombstone becomes due.
+	b.migrate(name)
+	a.entry(name, bucketA)
+	left, err = versions(t.Context(), bucketA, tombstones)
+	if err != nil || !slices.ContainsFunc(left, func(key string) bool { return strings.Contains(key, "/revoked-") }) {
+		t.Errorf("the tombstone was not revoked: %v, %v", left, err)
+	}
+	if !time.Now().Before(until) {
+		t.Fatal("the machine is too slow: the retention has ended already")
+	}
+	live := name + "/etcd-main/v2/Full-3"
+	putObject(t, bucketA, live, noRetention)
+	eventually(t, "the retention has ended", func(context.Context) error {
+		if time.Now().Before(until.Add(2 * time.Second)) {
+			return errors.New("it has not")
+		}
+		return nil
+	})
+	a.sweeps(3)
+	checkVersions(t, bucketA, name+"/", old, live)
+
+	// The copy in the bucket of B goes, then the cluster itself.
+	a.entry("source-"+name, bucketB)
+	a.gone("source-" + name)
+	awaitNoVersions(t, bucketB, "")
+	checkVersions(t, bucketA, name+"/", old, live)
+	a.gone(name)
+	awaitNoVersions(t, bucketA, "")
+}
