@@ -189,3 +189,61 @@ func TestS3PurgeAsksBeforeEachAttempt(t *testing.T) {
 		t.Errorf("%+v, %v after %d requests, asked %d times", r, err, requests.Load(), asked.Load())
 	}
 }
+
+// The sweep of a prefix is tried again when everything that only the bucket retains is free,
+// whatever a single object in it says.
+func TestSweepIsNotPostponedForever(t *testing.T) {
+	h := newHarness(t)
+	bucket := h.putSwept(Policy{Days: 1, Locked: true})
+	h.putTombstone("x", -time.Second)
+	now := h.cloud.now()
+	bucket.objects["x/soon"] = memObject{created: now, until: now.Add(36 * time.Hour)}
+	bucket.objects["x/late"] = memObject{created: now, until: now.AddDate(50, 0, 0)}
+	for range 5 {
+		h.passSweep()
+		h.cloud.offset += 25 * time.Hour
+	}
+	if _, soon := bucket.objects["x/soon"]; soon {
+		t.Error("free for days, and still there")
+	}
+	if _, late := bucket.objects["x/late"]; !late {
+		t.Error("a retained object is gone")
+	}
+}
+
+// A BackupEntry that comes while the bucket is being emptied keeps the rest.
+func TestBucketDeleteMeetsANewEntry(t *testing.T) {
+	h := newHarness(t)
+	bucket := h.putDeletingBucket()
+	bucket.objects[testEntry+"/1"] = memObject{}
+	h.cloud.listed = func() {
+		h.cloud.listed = nil
+		h.putEntry(testEntry, true)
+		h.sync()
+	}
+	if _, err := h.passBucket("b"); err == nil {
+		t.Error("no error")
+	}
+	if _, ok := bucket.objects[testEntry+"/1"]; !ok || h.cloud.buckets["b"] == nil {
+		t.Error("the object or the bucket is gone")
+	}
+	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateError)
+}
+
+// The SDK repeats a request for minutes; a batch is not sent again unasked.
+func TestAzurePurgeAsksBeforeEachAttempt(t *testing.T) {
+	f := newFakeAzure(t)
+	f.addBlobs(3, "a/", func(int) time.Duration { return 0 })
+	asked := 0
+	f.script("Batch", answerAzure(http.StatusServiceUnavailable, "ServerBusy"))
+	result, err := f.entry(Policy{}).Purge(t.Context(), "a/", func(context.Context) error {
+		if asked++; asked > 1 {
+			return &prefixInUseError{entry: "a"}
+		}
+		return nil
+	})
+	var inUse *prefixInUseError
+	if !errors.As(err, &inUse) || result.Deleted != 0 || asked != 2 {
+		t.Errorf("%+v, %v, asked %d times", result, err, asked)
+	}
+}

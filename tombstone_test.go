@@ -114,11 +114,12 @@ func TestMarkNames(t *testing.T) {
 		tombstonePrefix + "A/" + tombstone, tombstonePrefix + "a /" + tombstone, tombstonePrefix + "a%2F/" + tombstone,
 		tombstonePrefix + "-a/" + tombstone, tombstonePrefix + strings.Repeat("a", 254) + "/" + tombstone,
 		// Of another version, or of nobody.
-		tombstonePrefix + "a/deleted", tombstonePrefix + "a/revoked", tombstonePrefix + "a/deleted-", tombstonePrefix + "a/moved-ABCD",
+		tombstonePrefix + "a/deleted", tombstonePrefix + "a/revoked", tombstonePrefix + "a/deleted-", tombstonePrefix + "a/moved-ABCDEFGH",
+		tombstonePrefix + "a/revoked-", tombstonePrefix + "a/deleted-20270506T070809Z-3-1024-",
 		tombstonePrefix + "a/" + tombstone + "-x", tombstonePrefix + "a/revoked-x-y",
 		tombstonePrefix + "a/deleted-20271306T070809Z-3-1024-ABCDEFGH", tombstonePrefix + "a/deleted-20270506T070809-3-1024-ABCDEFGH",
-		tombstonePrefix + "a/deleted-20270506T070809Z-x-1024-ABCDEFGH", tombstonePrefix + "a/deleted-20270506T070809Z-3--ABCD",
-		tombstonePrefix + "a/deleted-20270506T070809Z-3-99999999999999999999-ABCD",
+		tombstonePrefix + "a/deleted-20270506T070809Z-x-1024-ABCDEFGH", tombstonePrefix + "a/deleted-20270506T070809Z-3--ABCDEFGH",
+		tombstonePrefix + "a/deleted-20270506T070809Z-3-99999999999999999999-ABCDEFGH",
 	} {
 		if m, ok := parseMark(objectInfo{Key: key}); ok {
 			t.Errorf("%q is taken for %+v", key, m)
