@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
@@ -245,7 +246,7 @@ type wish struct {
 func (r *bucketReconciler) bucketWish(b *backupBucket) wish {
 	status := recordedStatus(b.ProviderStatus)
 	w := wish{recorded: recordedPolicy(b.ProviderStatus), recordedCloud: status.cloud(), recordedAccount: status.StorageAccount}
-	w.config, w.err = parseConfig(r.storeKind(&b.object), b.Type, b.ProviderConfig)
+	w.config, w.err = parseConfig(providerConfigPath, r.storeKind(&b.object), b.Type, b.ProviderConfig)
 	// Without spec.providerConfig, credentials of a custom cloud must not go to the public one.
 	w.config.Cloud = cmp.Or(w.config.Cloud, w.recordedCloud)
 	w.desired = w.config.Policy
@@ -893,7 +894,7 @@ func recordedStatus(raw []byte) (status bucketStatus) {
 // recordedPolicy reads back what providerStatus recorded. Whatever another controller
 // left there is no record of ours.
 func recordedPolicy(raw []byte) Policy {
-	policy, err := recordedStatus(raw).Immutability.policy(max(s3MaxRetentionDays, azureMaxRetentionDays))
+	policy, err := recordedStatus(raw).Immutability.policy(providerConfigPath, max(s3MaxRetentionDays, azureMaxRetentionDays))
 	if err != nil {
 		return Policy{}
 	}
@@ -1174,13 +1175,19 @@ func (r *bucketReconciler) referringEntry(ctx context.Context, b *backupBucket) 
 			return e.Name, nil
 		}
 	}
+	return referringEntry(ctx, r.entriesClient.client, b.Name)
+}
+
+// referringEntry returns the name of a BackupEntry that lies in the bucket as the API
+// server has it now, empty if there is none. Most often the first page of 500 tells.
+func referringEntry(ctx context.Context, client dynamic.ResourceInterface, bucket string) (string, error) {
 	options := metav1.ListOptions{Limit: 500}
 	for {
-		page, err := r.entriesClient.client.List(ctx, options)
+		page, err := client.List(ctx, options)
 		if err != nil {
 			return "", fmt.Errorf("listing BackupEntries: %w", err)
 		}
-		if i := slices.IndexFunc(page.Items, func(u unstructured.Unstructured) bool { return decodeEntry(&u).BucketName == b.Name }); i >= 0 {
+		if i := slices.IndexFunc(page.Items, func(u unstructured.Unstructured) bool { return decodeEntry(&u).BucketName == bucket }); i >= 0 {
 			return page.Items[i].GetName(), nil
 		}
 		if options.Continue = page.GetContinue(); options.Continue == "" {

@@ -27,7 +27,14 @@ const (
 	resourceBackupBuckets = "backupbuckets"
 	resourceBackupEntries = "backupentries"
 	// resourceSweeps names the queue of BackupBuckets to sweep.
-	resourceSweeps   = "sweeps"
+	resourceSweeps = "sweeps"
+	// resourceCertificates names the queue of the webhook's certificates, resourceReviews
+	// its reviews.
+	resourceCertificates = "certificates"
+	resourceReviews      = "reviews"
+	resourceSeeds        = "seeds"
+	// labelOther stands for values that must not become labels.
+	labelOther       = "other"
 	kindBackupBucket = "BackupBucket"
 	kindBackupEntry  = "BackupEntry"
 

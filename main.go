@@ -4,15 +4,19 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,11 +25,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -34,6 +40,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
 )
 
@@ -47,6 +55,19 @@ const (
 	// extensions/pkg/controller/heartbeat); it is taken for dead after 5 minutes.
 	heartbeatLease    = "gardener-extension-heartbeat"
 	heartbeatInterval = 30 * time.Second
+
+	// minWebhookCertLifetime leaves time for the checks that a renewal takes.
+	minWebhookCertLifetime = 10 * time.Second
+
+	// serveGrace is how long requests may take to finish when the daemon stops.
+	serveGrace = 2 * time.Second
+
+	// The lease of --leader-elect. A replica that cannot renew it for renewDeadline stops
+	// working; nobody else can have it before leaseDuration has passed. Both are those of
+	// Kubernetes' own controllers.
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
 
 	serviceAccountNamespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 )
@@ -63,6 +84,15 @@ type config struct {
 	healthAddress             string
 	namespace                 string
 	azureCloudConfig          string
+	controllers               bool
+	webhookAddress            string
+	webhookConfiguration      string
+	webhookCertDir            string
+	webhookCertLifetime       time.Duration
+	leaderElect               bool
+	loggingFormat             string
+	profiling                 bool
+	version                   bool
 	verbosity                 int
 }
 
@@ -75,9 +105,18 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.DurationVar(&c.verifyInterval, "verify-interval", 10*time.Minute, "how often every bucket is checked against the cloud")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
+	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")
+	fs.BoolVar(&c.controllers, "controllers", true, "work on BackupBuckets and BackupEntries; false: admission only, as in the garden cluster")
+	fs.StringVar(&c.webhookAddress, "webhook-address", ":10250", "`address` of the admission webhook; empty switches admission off")
+	fs.StringVar(&c.webhookConfiguration, "webhook-configuration", programName, "`name` of the ValidatingWebhookConfiguration that says under which names the webhook is called, and whose caBundle is kept")
+	fs.StringVar(&c.webhookCertDir, "webhook-cert-dir", "", "`directory` with tls.crt and tls.key of the webhook, read again when they change; default: a self-managed certificate in a Secret of --namespace")
+	fs.DurationVar(&c.webhookCertLifetime, "webhook-cert-lifetime", 90*24*time.Hour, "how long a self-managed certificate is valid; it is renewed after two thirds")
+	fs.BoolVar(&c.leaderElect, "leader-elect", false, "work only while holding the Lease bucketwarden in --namespace, so that several replicas can run; each of them serves admission")
+	fs.StringVar(&c.loggingFormat, "logging-format", loggingText, "`format` of the log: text or json")
+	fs.BoolVar(&c.version, "version", false, "print the version and exit")
 	fs.IntVar(&c.verbosity, "v", 0, "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
 	fs.StringVar(&c.azureCloudConfig, "azure-cloud-config", "", "`file` with custom Azure clouds by name, in JSON; docs/azure.md describes it")
-	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its heartbeat lease; default: in the cluster that of its service account, else no heartbeat")
+	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its leases and the certificate of its webhook; default: in the cluster that of its service account, else none and no heartbeat")
 }
 
 // complete fills in defaults and checks the rest.
@@ -101,7 +140,40 @@ func (c *config) complete() error {
 		}
 		c.namespace = strings.TrimSpace(string(data))
 	}
+	switch {
+	case c.loggingFormat != loggingText && c.loggingFormat != loggingJSON:
+		return fmt.Errorf("--logging-format is %q, must be %s or %s", c.loggingFormat, loggingText, loggingJSON)
+	case !c.controllers && c.webhookAddress == "":
+		return errors.New("--controllers=false and --webhook-address= leave nothing to do")
+	case c.webhookCertLifetime < minWebhookCertLifetime:
+		return fmt.Errorf("--webhook-cert-lifetime is %s, must be at least %s", c.webhookCertLifetime, minWebhookCertLifetime)
+	case c.namespace == "" && c.webhookAddress != "" && c.webhookCertDir == "":
+		return errors.New("the admission webhook keeps its certificate in a namespace: give --namespace, or --webhook-cert-dir, or switch admission off with --webhook-address=")
+	case c.namespace == "" && c.leaderElect && c.controllers:
+		return errors.New("--leader-elect keeps its lease in a namespace: give --namespace")
+	}
 	return nil
+}
+
+// Values of --logging-format.
+const (
+	loggingText = "text"
+	loggingJSON = "json"
+)
+
+// version is set by the linker for a release.
+var version string
+
+// buildVersion is the version of this binary; without one of a release, what Go knows of
+// the source it was built from.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
 }
 
 // classes are those of --class; an empty list means shoot
@@ -117,6 +189,11 @@ func (c *config) classes() []string {
 		return []string{defaultClass}
 	}
 	return classes
+}
+
+// admission says which objects and events are this instance's business.
+func (c *config) admission() *admission {
+	return &admission{stores: c.types, classes: c.classes(), ignoreOperationAnnotation: c.ignoreOperationAnnotation}
 }
 
 // typeFlag is --type NAME=STORE.
@@ -149,7 +226,7 @@ func (t *typeFlag) Set(value string) error {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Stderr)
+	err := run(ctx, os.Args[1:], os.Stdout)
 	klog.Flush()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -175,8 +252,14 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
+	if c.version {
+		return c, nil
+	}
 	if err := c.complete(); err != nil {
 		return nil, err
+	}
+	if c.loggingFormat == loggingJSON {
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-c.verbosity)})))
 	}
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
@@ -203,6 +286,10 @@ func run(ctx context.Context, args []string, output io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if c.version {
+		_, err := fmt.Fprintln(output, programName, buildVersion())
+		return err
+	}
 	rc, err := restConfig(c.kubeconfig)
 	if err != nil {
 		return err
@@ -222,15 +309,29 @@ func run(ctx context.Context, args []string, output io.Writer) error {
 
 // daemon is everything wired up.
 type daemon struct {
-	config      *config
-	core        kubernetes.Interface
-	metrics     *metrics
+	config  *config
+	core    kubernetes.Interface
+	metrics *metrics
+	// leases is a client of its own: a lease must be renewed however busy core is.
+	leases      kubernetes.Interface
 	broadcaster events.EventBroadcaster
 	informers   []cache.SharedIndexInformer
 	synced      []cache.InformerSynced
 	controllers []*controller
 	sweeps      *controller
-	ready       atomic.Bool
+	// webhook is nil if admission is off; certificate is what it serves with.
+	webhook     *webhook
+	certificate certificate
+	// working says that this replica has begun to work on objects, ready that it knows them.
+	working, ready, stopping atomic.Bool
+}
+
+// certificate is where the webhook's TLS server has its certificate from.
+type certificate interface {
+	// get is a tls.Config's GetCertificate.
+	get(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// ready says why there is none to serve with.
+	ready() error
 }
 
 func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
@@ -254,14 +355,44 @@ func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--azure-cloud-config: %w", err)
 	}
+	leases := rest.CopyConfig(protobuf)
+	leases.Timeout = renewDeadline / 2
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})
 	d := &daemon{config: c, core: core, metrics: m, broadcaster: broadcaster}
+	if d.leases, err = kubernetes.NewForConfig(leases); err != nil {
+		return nil, fmt.Errorf("making the client for leases: %w", err)
+	}
+	if err := d.wireWebhook(dyn, meta); err != nil {
+		return nil, err
+	}
 	return d, d.wire(dyn, meta, newStores(m, clouds), broadcaster.NewRecorder(runtime.NewScheme(), programName))
+}
+
+// wireWebhook makes the webhook and what keeps its certificate.
+func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface) error {
+	if d.config.webhookAddress == "" {
+		return nil
+	}
+	d.webhook = &webhook{admission: d.config.admission(), entries: dyn.Resource(entriesGVR), metrics: d.metrics}
+	if directory := d.config.webhookCertDir; directory != "" {
+		files, err := newFileCertificate(directory, d.metrics)
+		if err != nil {
+			return fmt.Errorf("--webhook-cert-dir: %w", err)
+		}
+		d.certificate = files
+		return nil
+	}
+	certificate, err := newSelfManagedCertificate(d.core, meta, d.config.namespace, d.config.webhookConfiguration, d.config.webhookCertLifetime, d.metrics)
+	if err != nil {
+		return fmt.Errorf("preparing the webhook's certificate: %w", err)
+	}
+	d.certificate = certificate
+	return nil
 }
 
 // wire makes informers, controllers and reconcilers and connects them.
 func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores stores, recorder events.EventRecorder) error {
-	a := &admission{stores: d.config.types, classes: d.config.classes(), ignoreOperationAnnotation: d.config.ignoreOperationAnnotation}
+	a := d.config.admission()
 	buckets, err := newBucketInformer(dyn)
 	if err != nil {
 		return fmt.Errorf("making the BackupBucket informer: %w", err)
@@ -336,37 +467,117 @@ func (d *daemon) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	// The servers outlive the work, so that its end can be watched.
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
-	var servers, work sync.WaitGroup
+	var servers sync.WaitGroup
 	defer servers.Wait()
 	defer stopServing()
 	metricsMux := http.NewServeMux()
 	metricsMux.Handle("/metrics", promhttp.HandlerFor(d.metrics.registry, promhttp.HandlerOpts{}))
-	if err := serve(serveCtx, &servers, "metrics", d.config.metricsAddress, metricsMux); err != nil {
+	if err := serve(serveCtx, &servers, "metrics", d.config.metricsAddress, metricsMux, nil); err != nil {
 		return err
 	}
-	if err := serve(serveCtx, &servers, "health", d.config.healthAddress, d.healthHandler()); err != nil {
+	if err := serve(serveCtx, &servers, "health", d.config.healthAddress, d.healthHandler(), nil); err != nil {
 		return err
 	}
-
+	if d.webhook != nil {
+		mux := http.NewServeMux()
+		mux.Handle(webhookPath, d.webhook)
+		config := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: d.certificate.get}
+		if err := serve(serveCtx, &servers, "webhook", d.config.webhookAddress, mux, config); err != nil {
+			return err
+		}
+		if selfManaged, ok := d.certificate.(*selfManagedCertificate); ok {
+			servers.Go(func() { selfManaged.run(serveCtx) })
+		}
+	}
 	if err := d.broadcaster.StartRecordingToSinkWithContext(serveCtx); err != nil {
 		return fmt.Errorf("starting to record events: %w", err)
 	}
 	defer d.broadcaster.Shutdown()
+
+	var err error
+	switch {
+	case !d.config.controllers:
+		logger.Info("Serving admission only", "types", d.config.types.String())
+		<-ctx.Done()
+	case d.config.leaderElect:
+		err = d.lead(ctx)
+	default:
+		d.work(ctx, context.WithoutCancel(ctx))
+	}
+	d.stopping.Store(true)
+	return err
+}
+
+// errLeaseLost ends the daemon: whatever it still did could meet the new leader.
+var errLeaseLost = errors.New("the lease was lost: another replica may be working now")
+
+// lead waits for the lease and works while holding it. The lease is released only after
+// the work has ended.
+func (d *daemon) lead(ctx context.Context) error {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("finding an identity for the lease: %w", err)
+	}
+	holding, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: d.config.namespace, Name: programName},
+			Client:     d.leases.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: hostname + "_" + string(uuid.NewUUID())},
+		},
+		Name:            programName,
+		LeaseDuration:   leaseDuration,
+		RenewDeadline:   renewDeadline,
+		RetryPeriod:     retryPeriod,
+		ReleaseOnCancel: true,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(leading context.Context) {
+				defer release()
+				d.work(ctx, leading)
+			},
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("preparing the leader election: %w", err)
+	}
+	klog.FromContext(ctx).Info("Waiting for the lease", "lease", klog.KRef(d.config.namespace, programName))
+	// Whoever waits has nothing to finish.
+	defer context.AfterFunc(ctx, func() {
+		if !elector.IsLeader() {
+			release()
+		}
+	})()
+	elector.Run(holding)
+	if holding.Err() == nil {
+		return errLeaseLost
+	}
+	return nil
+}
+
+// work works until ctx ends, then lets running passes finish; the end of passes cuts them off.
+func (d *daemon) work(ctx, passes context.Context) {
+	logger := klog.FromContext(ctx)
+	var work sync.WaitGroup
 	defer work.Wait()
+	d.working.Store(true)
+	d.metrics.leader.Set(1)
+	defer d.metrics.leader.Set(0)
 	for _, informer := range d.informers {
 		work.Go(func() { informer.RunWithContext(ctx) })
 	}
 	if !cache.WaitForCacheSync(ctx.Done(), d.synced...) {
-		return nil
+		return
 	}
 	for _, c := range d.controllers {
-		work.Go(func() { c.run(ctx, d.config.concurrentSyncs) })
+		work.Go(func() { c.run(ctx, passes, d.config.concurrentSyncs) })
 	}
-	work.Go(func() { d.sweeps.run(ctx, concurrentSweeps) })
+	work.Go(func() { d.sweeps.run(ctx, passes, concurrentSweeps) })
 	if d.config.namespace != "" {
 		work.Go(func() {
 			wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
-				if err := renewHeartbeat(ctx, d.core, d.config.namespace, time.Now()); err != nil && ctx.Err() == nil {
+				if err := renewHeartbeat(ctx, d.leases, d.config.namespace, time.Now()); err != nil && ctx.Err() == nil {
 					logger.Error(err, "Could not renew the heartbeat")
 				}
 			}, heartbeatInterval*9/10, 0.1, true)
@@ -377,38 +588,77 @@ func (d *daemon) run(ctx context.Context) error {
 	<-ctx.Done()
 	d.ready.Store(false)
 	logger.Info("Stopping")
-	return nil
+}
+
+// notReady says why no traffic should come yet; a replica that waits for the lease is ready.
+func (d *daemon) notReady() error {
+	if d.certificate != nil {
+		if err := d.certificate.ready(); err != nil {
+			return fmt.Errorf("the webhook has no certificate: %w", err)
+		}
+	}
+	works := d.config.controllers && (!d.config.leaderElect || d.working.Load())
+	switch {
+	case d.stopping.Load():
+		return errors.New("stopping")
+	case works && !d.ready.Load():
+		return errors.New("caches are not synced")
+	default:
+		return nil
+	}
 }
 
 func (d *daemon) healthHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !d.ready.Load() {
-			http.Error(w, "caches are not synced", http.StatusServiceUnavailable)
+		if err := d.notReady(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	if d.config.profiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
 	return mux
 }
 
-// serve listens at once and serves until ctx ends.
-func serve(ctx context.Context, wg *sync.WaitGroup, name, address string, handler http.Handler) error {
+// serve listens at once and serves until ctx ends, with TLS if config is not nil; requests
+// being answered then may finish.
+func serve(ctx context.Context, wg *sync.WaitGroup, name, address string, handler http.Handler, config *tls.Config) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("listening for %s on %s: %w", name, address, err)
 	}
-	klog.FromContext(ctx).Info("Serving "+name, "address", listener.Addr().String())
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute}
+	logger := klog.FromContext(ctx)
+	logger.Info("Serving "+name, "address", listener.Addr().String())
+	server := &http.Server{
+		Handler: handler, TLSConfig: config,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute,
+		// Every port scan ends a TLS handshake.
+		ErrorLog: slog.NewLogLogger(logr.ToSlogHandler(logger.V(2).WithValues("server", name)), slog.LevelInfo),
+	}
 	wg.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			klog.FromContext(ctx).Error(err, "Server failed", "server", name)
+		serve := server.Serve
+		if config != nil {
+			serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+		}
+		if err := serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			logger.Error(err, "Server failed", "server", name)
 		}
 	})
 	wg.Go(func() {
 		<-ctx.Done()
-		_ = server.Close()
+		finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), serveGrace)
+		defer cancel()
+		if server.Shutdown(finish) != nil {
+			_ = server.Close()
+		}
 	})
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -31,32 +33,22 @@ import (
 	"k8s.io/klog/v2/ktesting"
 )
 
-// mainTestInCluster says that the test itself runs in a pod.
-func mainTestInCluster() bool {
-	_, err := os.Stat(serviceAccountNamespaceFile)
-	return err == nil
-}
-
 func TestFlagDefaults(t *testing.T) {
-	c, err := parseFlags(nil, io.Discard)
+	c, err := parseFlags([]string{"--namespace=own"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if mainTestInCluster() {
-		c.namespace = ""
-	}
 	want := config{
 		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}, class: "shoot", concurrentSyncs: 5, verifyInterval: 10 * time.Minute,
-		metricsAddress: ":8080", healthAddress: ":8081",
+		metricsAddress: ":8080", healthAddress: ":8081", namespace: "own", controllers: true,
+		webhookAddress: ":10250", webhookConfiguration: "bucketwarden", webhookCertLifetime: 90 * 24 * time.Hour, loggingFormat: "text",
 	}
 	if !maps.Equal(c.types, want.types) {
 		t.Errorf("types: got %v, want %v", c.types, want.types)
 	}
 	c.types, want.types = nil, nil
-	if got, want := *c, want; got.kubeconfig != want.kubeconfig || got.class != want.class || got.ignoreOperationAnnotation != want.ignoreOperationAnnotation ||
-		got.concurrentSyncs != want.concurrentSyncs || got.verifyInterval != want.verifyInterval || got.metricsAddress != want.metricsAddress ||
-		got.healthAddress != want.healthAddress || got.namespace != want.namespace || got.azureCloudConfig != "" {
-		t.Errorf("got %+v, want %+v", got, want)
+	if !reflect.DeepEqual(*c, want) {
+		t.Errorf("got %+v, want %+v", *c, want)
 	}
 }
 
@@ -93,11 +85,14 @@ func TestFlagMistakes(t *testing.T) {
 		{"--unknown", "not defined"},
 		{"argument", `unexpected argument "argument"`},
 		{"-v=high", "invalid value"},
+		{"--namespace=", "--webhook-address="},
+		{"--logging-format=xml", `--logging-format is "xml", must be text or json`},
+		{"--webhook-cert-lifetime=9s", "--webhook-cert-lifetime is 9s, must be at least 10s"},
 	}
 	for _, test := range tests {
 		t.Run(test.arg, func(t *testing.T) {
 			// The kubeconfig ends the run if the mistake is not found.
-			err := run(t.Context(), []string{"--kubeconfig=/nonexistent/kubeconfig", test.arg}, io.Discard)
+			err := run(t.Context(), []string{"--kubeconfig=/nonexistent/kubeconfig", "--namespace=own", test.arg}, io.Discard)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
@@ -110,7 +105,8 @@ func TestHelp(t *testing.T) {
 	if err := run(t.Context(), []string{"--help"}, &output); !errors.Is(err, flag.ErrHelp) {
 		t.Fatalf("got %v", err)
 	}
-	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "health-address", "ignore-operation-annotation", "kubeconfig", "metrics-address", "namespace", "type", "v", "verify-interval"}
+	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "controllers", "health-address", "ignore-operation-annotation", "kubeconfig", "leader-elect", "logging-format", "metrics-address",
+		"namespace", "profiling", "type", "v", "verify-interval", "version", "webhook-address", "webhook-cert-dir", "webhook-cert-lifetime", "webhook-configuration"}
 	var got []string
 	for _, match := range regexp.MustCompile(`(?m)^  -(\S+).*\n    \t[A-Za-z/]`).FindAllStringSubmatch(output.String(), -1) {
 		got = append(got, match[1])
@@ -118,7 +114,7 @@ func TestHelp(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("documented: got %q, want %q in\n%s", got, want, output.String())
 	}
-	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, "aws=s3, s3=s3, S3=s3 and azure=azure"} {
+	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, `(default ":10250")`, `(default "bucketwarden")`, `(default "text")`, "(default 2160h0m0s)", "(default true)", "aws=s3, s3=s3, S3=s3 and azure=azure"} {
 		if !strings.Contains(output.String(), value) {
 			t.Errorf("%s is missing in\n%s", value, output.String())
 		}
@@ -140,7 +136,7 @@ func TestAzureCloudConfigMistakes(t *testing.T) {
 	missing := filepath.Join(directory, "missing")
 	for _, file := range []string{missing, broken, directory} {
 		// The addresses end the run if the mistake is not found.
-		err := run(t.Context(), []string{"--kubeconfig", kubeconfig, "--azure-cloud-config", file, "--metrics-address=:-1"}, io.Discard)
+		err := run(t.Context(), []string{"--kubeconfig", kubeconfig, "--azure-cloud-config", file, "--metrics-address=:-1", "--webhook-address="}, io.Discard)
 		if err == nil || !strings.HasPrefix(err.Error(), "--azure-cloud-config: ") || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", file, err)
 		}
@@ -239,7 +235,7 @@ func TestHeartbeat(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	d := &daemon{}
+	d := &daemon{config: &config{controllers: true}}
 	handler := d.healthHandler()
 	expect := func(path string, want int) {
 		t.Helper()
@@ -301,12 +297,8 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 			if err := metav1.AddMetaToScheme(scheme); err != nil {
 				t.Fatal(err)
 			}
-			c := &config{ignoreOperationAnnotation: ignore, concurrentSyncs: 2, verifyInterval: time.Hour,
-				metricsAddress: "127.0.0.1:0", healthAddress: "127.0.0.1:0", namespace: "own"}
-			if err := c.complete(); err != nil {
-				t.Fatal(err)
-			}
-			d := &daemon{config: c, core: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
+			c := mainTestConfig(t, fmt.Sprintf("--ignore-operation-annotation=%t", ignore), "--concurrent-syncs=2")
+			d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
 			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), stores{storeS3: mainTestStore{}}, d.broadcaster.NewRecorder(runtime.NewScheme(), programName)); err != nil {
 				t.Fatal(err)
 			}
@@ -377,6 +369,16 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 	}
 }
 
+// mainTestConfig is the configuration of a daemon without admission.
+func mainTestConfig(t *testing.T, args ...string) *config {
+	t.Helper()
+	c, err := parseFlags(append([]string{"--verify-interval=1h", "--metrics-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--webhook-address=", "--namespace=own"}, args...), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func mainTestGet(t *testing.T, url string) (int, string) {
 	t.Helper()
 	response, err := http.Get(url)
@@ -419,11 +421,8 @@ func TestDaemonNeedsItsAddresses(t *testing.T) {
 func mainTestBareDaemon(t *testing.T, healthAddress string) *daemon {
 	t.Helper()
 	core := fake.NewClientset()
-	c := &config{concurrentSyncs: 1, verifyInterval: time.Hour, metricsAddress: "127.0.0.1:0", healthAddress: healthAddress, namespace: "own"}
-	if err := c.complete(); err != nil {
-		t.Fatal(err)
-	}
-	d := &daemon{config: c, core: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
+	c := mainTestConfig(t, "--health-address="+healthAddress)
+	d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
 	if err := d.wire(informersTestDynamic(), nil, stores{}, events.NewFakeRecorder(1)); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -53,7 +54,14 @@ type metrics struct {
 	reconcileDuration      *prometheus.HistogramVec
 	panics                 *prometheus.CounterVec
 	apiRequests            *prometheus.CounterVec
-	queue                  queueMetrics
+	admissionReviews       *prometheus.CounterVec
+	admissionDenials       *prometheus.CounterVec
+	admissionWarnings      *prometheus.CounterVec
+	admissionDuration      *prometheus.HistogramVec
+	// webhookCertificateExpiry is missing until a certificate is served.
+	webhookCertificateExpiry *prometheus.GaugeVec
+	leader                   prometheus.Gauge
+	queue                    queueMetrics
 }
 
 func newMetrics() *metrics {
@@ -102,6 +110,15 @@ func newMetrics() *metrics {
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 180}, "resource", "outcome")
 	m.panics = counter("bucketwarden_reconcile_panics_total", "Reconciles that ended in a panic.", "resource")
 	m.apiRequests = counter("rest_client_requests_total", "Requests to the Kubernetes API server.", "code", "method")
+	m.admissionReviews = counter("bucketwarden_admission_reviews_total", "Admission reviews answered; refused are those that the webhook is not made for.", "resource", "operation", "outcome")
+	m.admissionDenials = counter("bucketwarden_admission_denials_total", "Requests denied at admission, dry runs included.", "resource", "reason")
+	m.admissionWarnings = counter("bucketwarden_admission_warnings_total", "Warnings given at admission, dry runs included.", "resource", "reason")
+	m.admissionDuration = histogram("bucketwarden_admission_review_duration_seconds", "Duration of one admission review, without the transport.",
+		[]float64{.0001, .00025, .0005, .001, .002, .005, .01, .025, .1, .5, 1, 5}, "resource")
+	m.webhookCertificateExpiry = gauge("bucketwarden_webhook_certificate_expiry_timestamp_seconds", "Unix time at which the certificate that the webhook serves expires; missing until there is one.")
+	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on BackupBuckets and BackupEntries, 0 if another one does or if it runs admission only."})
+	m.registry.MustRegister(m.leader)
+	gauge("bucketwarden_build_info", "The version of this daemon; always 1.", "version", "goversion").WithLabelValues(buildVersion(), runtime.Version()).Set(1)
 	m.queue = queueMetrics{
 		depth:          gauge("workqueue_depth", "Items waiting in the workqueue.", "name"),
 		adds:           counter("workqueue_adds_total", "Items added to the workqueue.", "name"),
@@ -113,13 +130,24 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps} {
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceCertificates} {
 		m.panics.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
 			m.reconcileDuration.WithLabelValues(resource, outcome)
 		}
 	}
+	m.panics.WithLabelValues(resourceReviews)
+	m.initAdmission()
 	return m
+}
+
+// initAdmission makes the series that alerts look at, so that a first denial counts as an increase.
+func (m *metrics) initAdmission() {
+	for _, resource := range []string{resourceBackupBuckets + "." + extensionsGV.Group, resourceBackupBuckets + "." + gardenGV.Group, resourceSeeds + "." + gardenGV.Group} {
+		for _, reason := range []string{reasonDisable, reasonUnlock, reasonShorten, reasonInvalid} {
+			m.admissionDenials.WithLabelValues(resource, reason)
+		}
+	}
 }
 
 // observeStoreRequest records one HTTP request to a store.

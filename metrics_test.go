@@ -29,6 +29,10 @@ func metricsTestFull() *metrics {
 	m.purgedBytes.WithLabelValues("")
 	m.observeStoreRequest(storeS3, "", outcomeSuccess, 0)
 	m.Increment(context.Background(), "200", "GET", "")
+	m.admissionReviews.WithLabelValues("", "", outcomeAllowed)
+	m.admissionWarnings.WithLabelValues("", "")
+	m.admissionDuration.WithLabelValues("")
+	m.webhookCertificateExpiry.WithLabelValues()
 	for _, use := range []func(string){
 		func(n string) { m.queue.NewDepthMetric(n) }, func(n string) { m.queue.NewAddsMetric(n) },
 		func(n string) { m.queue.NewLatencyMetric(n) }, func(n string) { m.queue.NewWorkDurationMetric(n) },

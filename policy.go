@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/json"
 )
 
@@ -90,17 +91,11 @@ type Plan struct {
 // can remove a bucket's default retention in COMPLIANCE mode too: a recorded lock
 // is a floor for the wish even while the cloud shows less.
 func planPolicy(desired, live, recorded Policy) Plan {
-	floor := Policy{}
-	if live.Locked {
-		floor = live
-	}
-	if recorded.Locked && recorded.Days > floor.Days {
-		floor = recorded
-	}
+	floor := lockedFloor(live, recorded)
 	// A lock that we never set and nobody asks for is left alone and reported.
 	foreign := desired.None() && !recorded.Locked
 	if floor.Locked && !foreign && desired.weakerThan(floor) {
-		plan := Plan{Refusal: refuse(desired, floor)}
+		plan := Plan{Refusal: refuse(providerConfigPath, desired, floor)}
 		if live.weakerThan(floor) {
 			plan.Drift = true
 			plan.Steps = []Step{{Lock: true, Policy: floor}}
@@ -131,7 +126,20 @@ func planPolicy(desired, live, recorded Policy) Plan {
 	return plan
 }
 
-func refuse(desired, floor Policy) *Refusal {
+// lockedFloor is the longest of the locked policies; none if none is locked.
+func lockedFloor(policies ...Policy) Policy {
+	floor := Policy{}
+	for _, p := range policies {
+		if p.Locked && p.Days > floor.Days {
+			floor = p
+		}
+	}
+	return floor
+}
+
+// refuse says why the wish in the providerConfig at path is not carried out on a bucket
+// that has to stay locked as floor says.
+func refuse(path *field.Path, desired, floor Policy) *Refusal {
 	r := &Refusal{}
 	var asked, rule string
 	switch {
@@ -142,9 +150,54 @@ func refuse(desired, floor Policy) *Refusal {
 	default:
 		r.Reason, asked, rule = reasonShorten, desired.String(), "shortened"
 	}
-	r.Message = fmt.Sprintf("the bucket has a %s, spec.providerConfig asks for %s: a locked policy cannot be %s; "+
-		"keep immutability locked (S3: mode: compliance) with retentionPeriod: %s or longer", floor, asked, rule, floor.Hours())
+	r.Message = fmt.Sprintf("the bucket has a %s, %s asks for %s: a locked policy cannot be %s; "+
+		"keep immutability locked (S3: mode: compliance) with retentionPeriod: %s or longer", floor, path, asked, rule, floor.Hours())
 	return r
+}
+
+// Reasons of policyWarnings; metric labels.
+const (
+	warnLock       = "lock"
+	warnExtend     = "extend"
+	warnLong       = "long"
+	warnShort      = "short"
+	warnGovernance = "governance"
+)
+
+const (
+	// longRetentionDays: what is retained longer is paid for longer, and nobody can undo it.
+	longRetentionDays = 365
+	// shortRetentionDays: backups should outlast a weekend on which nobody looks.
+	shortRetentionDays = 3
+)
+
+// policyWarnings says, by reason, what is legal but dangerous about a wish for a bucket on
+// the kind of store that has been locked so far as floor says.
+func policyWarnings(path *field.Path, kind storeKind, desired, floor Policy) map[string]string {
+	warnings := map[string]string{}
+	warn := func(reason, field, format string, args ...any) {
+		warnings[reason] = fmt.Sprintf("%s: ", path.Child("immutability", field)) + fmt.Sprintf(format, args...)
+	}
+	lockField := "locked"
+	if kind == storeS3 {
+		lockField = "mode"
+	}
+	if desired.Locked && !floor.Locked {
+		warn(warnLock, lockField, "locking is irreversible: from now on retention can only grow, and a bucket with a retention of %s cannot be deleted before it ends", desired.Hours())
+	}
+	if kind == storeAzure && floor.Locked && desired.Days > floor.Days {
+		warn(warnExtend, "retentionPeriod", "Azure allows a locked policy to be extended five times, ever; this is one of them")
+	}
+	if desired.Days > longRetentionDays {
+		warn(warnLong, "retentionPeriod", "%s is longer than a year; nothing in the bucket can be deleted before", desired.Hours())
+	}
+	if desired.Locked && desired.Days < shortRetentionDays {
+		warn(warnShort, "retentionPeriod", "%s is very short: after a weekend on which nobody looks, every backup can be deleted", desired.Hours())
+	}
+	if kind == storeS3 && !desired.None() && !desired.Locked {
+		warn(warnGovernance, lockField, "governance protects only from those without the permission s3:BypassGovernanceRetention, and can be undone; compliance is the locked form")
+	}
+	return warnings
 }
 
 // refuseExtension says why a locked policy cannot be extended any more.
@@ -235,16 +288,19 @@ type rotationConfig struct {
 	ExpirationPeriodDays *int32 `json:"expirationPeriodDays,omitempty"`
 }
 
-// parseConfig reads spec.providerConfig of a BackupBucket with the given spec.type, which
-// lies on the given kind of store. Absent means nothing is asked for. Every error is a
-// *configError that names the field; what could be read is returned with it.
-func parseConfig(kind storeKind, providerType string, raw []byte) (bucketConfig, error) {
+// providerConfigPath is where a BackupBucket has its providerConfig.
+var providerConfigPath = field.NewPath("spec", "providerConfig")
+
+// parseConfig reads the providerConfig at path of a bucket with the given provider type,
+// which lies on the given kind of store. Absent means nothing is asked for. Every error is
+// a *configError that names the field; what could be read is returned with it.
+func parseConfig(path *field.Path, kind storeKind, providerType string, raw []byte) (bucketConfig, error) {
 	if len(raw) == 0 || string(raw) == "null" {
 		return bucketConfig{}, nil
 	}
 	if kind == storeAzure {
 		var c azureBucketConfig
-		decodeErr := decodeConfig(providerType, raw, &c)
+		decodeErr := decodeConfig(path, providerType, raw, &c)
 		config := bucketConfig{}
 		if c.CloudConfiguration != nil {
 			config.Cloud = c.CloudConfiguration.Name
@@ -253,83 +309,80 @@ func parseConfig(kind storeKind, providerType string, raw []byte) (bucketConfig,
 			config.CloudUnknown = config.Cloud == ""
 			return config, decodeErr
 		}
-		err := c.parse(&config)
+		err := c.parse(path, &config)
 		return config, err
 	}
 	var c s3BucketConfig
-	if err := decodeConfig(providerType, raw, &c); err != nil {
+	if err := decodeConfig(path, providerType, raw, &c); err != nil {
 		return bucketConfig{}, err
 	}
-	policy, err := c.Immutability.policy(s3MaxRetentionDays)
+	policy, err := c.Immutability.policy(path.Child("immutability"), s3MaxRetentionDays)
 	return bucketConfig{Policy: policy}, err
 }
 
 // decodeConfig decodes strictly.
-func decodeConfig(providerType string, raw []byte, config interface{ header() configHeader }) error {
+func decodeConfig(path *field.Path, providerType string, raw []byte, config interface{ header() configHeader }) error {
 	strict, err := json.UnmarshalStrict(raw, config)
 	if err != nil {
 		// encoding/json says the same with a typed error that names the field.
 		var mismatch *stdjson.UnmarshalTypeError
 		if errors.As(stdjson.Unmarshal(raw, config), &mismatch) {
-			path := strings.TrimSuffix("spec.providerConfig."+mismatch.Field, ".")
-			return configErrorf("%s must not be a JSON %s", path, mismatch.Value)
+			return configErrorf("%s must not be a JSON %s", strings.TrimSuffix(path.String()+"."+mismatch.Field, "."), mismatch.Value)
 		}
-		return configErrorf("spec.providerConfig cannot be decoded: %v", err)
+		return configErrorf("%s cannot be decoded: %v", path, err)
 	}
 	// Group and kind come first: with another kind, its fields are unknown as well.
 	want, have := providerType+providerGroupSuffix+"/v1alpha1", config.header()
 	if have.Kind != backupBucketConfigKind {
-		return configErrorf("spec.providerConfig.kind is %q, must be %q", have.Kind, backupBucketConfigKind)
+		return configErrorf("%s is %q, must be %q", path.Child("kind"), have.Kind, backupBucketConfigKind)
 	}
 	if have.APIVersion != want {
-		return configErrorf("spec.providerConfig.apiVersion is %q, must be %q for spec.type %q", have.APIVersion, want, providerType)
+		return configErrorf("%s is %q, must be %q for type %q", path.Child("apiVersion"), have.APIVersion, want, providerType)
 	}
 	if len(strict) > 0 {
-		return configErrorf("spec.providerConfig is not valid: %s", strings.ReplaceAll(errors.Join(strict...).Error(), "\n", ", "))
+		return configErrorf("%s is not valid: %s", path, strings.ReplaceAll(errors.Join(strict...).Error(), "\n", ", "))
 	}
 	return nil
 }
 
-func (c *azureBucketConfig) parse(config *bucketConfig) (err error) {
+func (c *azureBucketConfig) parse(path *field.Path, config *bucketConfig) (err error) {
 	if c.CloudConfiguration != nil && config.Cloud == "" {
-		return configErrorf("spec.providerConfig.cloudConfiguration.name is empty")
+		return configErrorf("%s is empty", path.Child("cloudConfiguration", "name"))
 	}
-	if config.Rotation, err = c.RotationConfig.rotation(); err != nil {
+	if config.Rotation, err = c.RotationConfig.rotation(path.Child("rotationConfig")); err != nil {
 		return err
 	}
-	config.Policy, err = c.Immutability.policy(azureMaxRetentionDays)
+	config.Policy, err = c.Immutability.policy(path.Child("immutability"), azureMaxRetentionDays)
 	return err
 }
 
 // rotation applies the rules of gardener/gardener-extension-provider-azure
 // pkg/apis/azure/validation/backupbucket.go.
-func (c *rotationConfig) rotation() (*keyRotation, error) {
-	const path = "spec.providerConfig.rotationConfig."
+func (c *rotationConfig) rotation(path *field.Path) (*keyRotation, error) {
 	if c == nil {
 		return nil, nil
 	}
 	if c.RotationPeriodDays < 2 {
-		return nil, configErrorf("%srotationPeriodDays is %d, must be at least 2", path, c.RotationPeriodDays)
+		return nil, configErrorf("%s is %d, must be at least 2", path.Child("rotationPeriodDays"), c.RotationPeriodDays)
 	}
 	rotation := &keyRotation{Days: c.RotationPeriodDays}
 	if c.ExpirationPeriodDays != nil {
 		rotation.ExpirationDays = *c.ExpirationPeriodDays
 		if rotation.ExpirationDays <= c.RotationPeriodDays {
-			return nil, configErrorf("%sexpirationPeriodDays is %d, must be above rotationPeriodDays, which is %d", path, rotation.ExpirationDays, c.RotationPeriodDays)
+			return nil, configErrorf("%s is %d, must be above rotationPeriodDays, which is %d", path.Child("expirationPeriodDays"), rotation.ExpirationDays, c.RotationPeriodDays)
 		}
 	}
 	return rotation, nil
 }
 
-func (c *immutabilityConfig) policy(limit int32) (Policy, error) {
-	const path = "spec.providerConfig.immutability."
+func (c *immutabilityConfig) policy(path *field.Path, limit int32) (Policy, error) {
 	if c == nil {
 		return Policy{}, nil
 	}
 	if c.RetentionType != "bucket" {
-		return Policy{}, configErrorf("%sretentionType is %q, must be \"bucket\"", path, c.RetentionType)
+		return Policy{}, configErrorf("%s is %q, must be \"bucket\"", path.Child("retentionType"), c.RetentionType)
 	}
-	days, err := parseRetentionDays(path+"retentionPeriod", c.RetentionPeriod, limit)
+	days, err := parseRetentionDays(path.Child("retentionPeriod"), c.RetentionPeriod, limit)
 	if err != nil {
 		return Policy{}, err
 	}
@@ -337,12 +390,11 @@ func (c *immutabilityConfig) policy(limit int32) (Policy, error) {
 	return Policy{Days: days, Locked: c.Locked != nil && *c.Locked}, nil
 }
 
-func (c *s3Immutability) policy(limit int32) (Policy, error) {
-	const path = "spec.providerConfig.immutability."
+func (c *s3Immutability) policy(path *field.Path, limit int32) (Policy, error) {
 	if c == nil {
 		return Policy{}, nil
 	}
-	policy, err := c.immutabilityConfig.policy(limit)
+	policy, err := c.immutabilityConfig.policy(path, limit)
 	if err != nil {
 		return Policy{}, err
 	}
@@ -351,17 +403,17 @@ func (c *s3Immutability) policy(limit int32) (Policy, error) {
 	case modeCompliance, modeGovernance:
 		policy.Locked = mode == modeCompliance
 		if c.Locked != nil && *c.Locked != policy.Locked {
-			return Policy{}, configErrorf("%smode %q contradicts locked: %t; compliance is locked, governance is not: write only one of the two", path, mode, *c.Locked)
+			return Policy{}, configErrorf("%s %q contradicts locked: %t; compliance is locked, governance is not: write only one of the two", path.Child("mode"), mode, *c.Locked)
 		}
 	default:
-		return Policy{}, configErrorf("%smode is %q, must be %q or %q", path, mode, modeCompliance, modeGovernance)
+		return Policy{}, configErrorf("%s is %q, must be %q or %q", path.Child("mode"), mode, modeCompliance, modeGovernance)
 	}
 	return policy, nil
 }
 
 // parseRetentionDays reads a retention period written as a Go duration: whole
 // days, at least one, at most limit days.
-func parseRetentionDays(path, value string, limit int32) (int32, error) {
+func parseRetentionDays(path *field.Path, value string, limit int32) (int32, error) {
 	const day = 24 * time.Hour
 	if value == "" {
 		return 0, configErrorf("%s is missing: write whole days in hours, such as \"96h\"", path)

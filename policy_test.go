@@ -253,11 +253,11 @@ func TestParsePolicyMistakes(t *testing.T) {
 		{"wrong kind", `{"apiVersion": "s3.provider.extensions.gardener.cloud/v1alpha1", "kind": "WorkerConfig", "volumes": 1}`,
 			`spec.providerConfig.kind is "WorkerConfig", must be "BackupBucketConfig"`},
 		{"wrong version", `{"apiVersion": "s3.provider.extensions.gardener.cloud/v1", "kind": "BackupBucketConfig"}`,
-			`spec.providerConfig.apiVersion is "s3.provider.extensions.gardener.cloud/v1", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for spec.type "s3"`},
+			`spec.providerConfig.apiVersion is "s3.provider.extensions.gardener.cloud/v1", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for type "s3"`},
 		{"apiVersion of another type", `{"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketConfig"}`,
-			`spec.providerConfig.apiVersion is "aws.provider.extensions.gardener.cloud/v1alpha1", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for spec.type "s3"`},
+			`spec.providerConfig.apiVersion is "aws.provider.extensions.gardener.cloud/v1alpha1", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for type "s3"`},
 		{"no apiVersion", `{"kind": "BackupBucketConfig"}`,
-			`spec.providerConfig.apiVersion is "", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for spec.type "s3"`},
+			`spec.providerConfig.apiVersion is "", must be "s3.provider.extensions.gardener.cloud/v1alpha1" for type "s3"`},
 
 		{"unknown field", "{" + policyTestHeader + `, "rotationConfig": {}}`, `spec.providerConfig is not valid: unknown field "rotationConfig"`},
 		{"unknown nested field", policyTestConfig(`"retentionPeriod": "96h", "lokced": true`), `spec.providerConfig is not valid: unknown field "immutability.lokced"`},
@@ -309,7 +309,7 @@ func TestParsePolicyMistakes(t *testing.T) {
 
 // policyTestParse is parseConfig on S3, which knows no more than a policy.
 func policyTestParse(providerType string, raw []byte) (Policy, error) {
-	config, err := parseConfig(storeS3, providerType, raw)
+	config, err := parseConfig(providerConfigPath, storeS3, providerType, raw)
 	return config.Policy, err
 }
 
@@ -362,7 +362,7 @@ func FuzzParseConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		for kind, limit := range map[storeKind]int32{storeS3: s3MaxRetentionDays, storeAzure: azureMaxRetentionDays} {
-			got, err := parseConfig(kind, "s3", raw)
+			got, err := parseConfig(providerConfigPath, kind, "s3", raw)
 			if err != nil {
 				var mistake *configError
 				if !errors.As(err, &mistake) || !got.Policy.None() || got.Policy.Locked {
@@ -440,7 +440,7 @@ func TestParseConfigAzure(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			got, err := parseConfig(providerConfigPath, storeAzure, "azure", []byte(test.raw))
 			if err != nil || !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, %v; want %+v", got, err, test.want)
 			}
@@ -462,7 +462,7 @@ func TestParseConfigAzureMistakes(t *testing.T) {
 		{"truncated", "{", "spec.providerConfig cannot be decoded: ..."},
 		{"no kind", "{}", `spec.providerConfig.kind is "", must be "BackupBucketConfig"`},
 		{"apiVersion of another type", "{" + policyTestHeader + "}",
-			`spec.providerConfig.apiVersion is "s3.provider.extensions.gardener.cloud/v1alpha1", must be "azure.provider.extensions.gardener.cloud/v1alpha1" for spec.type "azure"`},
+			`spec.providerConfig.apiVersion is "s3.provider.extensions.gardener.cloud/v1alpha1", must be "azure.provider.extensions.gardener.cloud/v1alpha1" for type "azure"`},
 		{"unknown field", azureTestRaw(`"immutabilty": {}`), `spec.providerConfig is not valid: unknown field "immutabilty"`},
 		{"field in another case", azureTestRaw(`"rotationconfig": {}`), `spec.providerConfig is not valid: unknown field "rotationconfig"`},
 		{"duplicated key", azureTestRaw(`"kind": "BackupBucketConfig"`), `spec.providerConfig is not valid: duplicate field "kind"`},
@@ -501,7 +501,7 @@ func TestParseConfigAzureMistakes(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			got, err := parseConfig(providerConfigPath, storeAzure, "azure", []byte(test.raw))
 			if !got.Policy.None() {
 				t.Errorf("got %s with an error", got.Policy)
 			}
@@ -519,7 +519,7 @@ func TestParseConfigAzureMistakes(t *testing.T) {
 		})
 	}
 	for _, field := range []string{`"rotationConfig": {"rotationPeriodDays": 30}`, `"cloudConfiguration": {"name": "AzurePublic"}`} {
-		if _, err := parseConfig(storeS3, "s3", []byte("{"+policyTestHeader+", "+field+"}")); err == nil || !strings.Contains(err.Error(), "unknown field") {
+		if _, err := parseConfig(providerConfigPath, storeS3, "s3", []byte("{"+policyTestHeader+", "+field+"}")); err == nil || !strings.Contains(err.Error(), "unknown field") {
 			t.Errorf("%s on S3: %v", field, err)
 		}
 	}
@@ -528,7 +528,7 @@ func TestParseConfigAzureMistakes(t *testing.T) {
 // A period that overflows would make the keys due at every look.
 func TestParseConfigAzureLongRotation(t *testing.T) {
 	for _, days := range []int32{106751, 106752, 200000, 213504, 1 << 30, math.MaxInt32} {
-		config, err := parseConfig(storeAzure, "azure", fmt.Appendf(nil, `{%s, "rotationConfig": {"rotationPeriodDays": %d}}`, azureTestHeader, days))
+		config, err := parseConfig(providerConfigPath, storeAzure, "azure", fmt.Appendf(nil, `{%s, "rotationConfig": {"rotationPeriodDays": %d}}`, azureTestHeader, days))
 		if err != nil {
 			continue
 		}
@@ -552,7 +552,7 @@ func TestParseConfigAzurePartial(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := parseConfig(storeAzure, "azure", []byte(test.raw))
+			got, err := parseConfig(providerConfigPath, storeAzure, "azure", []byte(test.raw))
 			if err == nil || !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, %v; want %+v", got, err, test.want)
 			}
@@ -565,7 +565,7 @@ func TestParseConfigAzurePartial(t *testing.T) {
 		"wrong apiVersion":      strings.Replace(azureTestRaw(fields), "v1alpha1", "v1", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := parseConfig(storeAzure, "azure", []byte(raw)); err == nil || got.Cloud != "AzureChina" {
+			if got, err := parseConfig(providerConfigPath, storeAzure, "azure", []byte(raw)); err == nil || got.Cloud != "AzureChina" {
 				t.Errorf("got %+v, %v; want the cloud", got, err)
 			}
 		})

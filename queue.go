@@ -145,9 +145,10 @@ func (c *controller) gone(key cache.ObjectName) {
 	}
 }
 
-// run works until ctx ends, then lets running passes finish within stopGrace.
-func (c *controller) run(ctx context.Context, workers int) {
-	workCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+// run works until ctx ends, then lets running passes finish within stopGrace. The end of
+// passes cuts them off at once.
+func (c *controller) run(ctx, passes context.Context, workers int) {
+	workCtx, cancel := context.WithCancel(passes)
 	defer cancel()
 	var wg sync.WaitGroup
 	for range workers {

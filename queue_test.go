@@ -71,7 +71,7 @@ func startQueueTest(t *testing.T, workers int, pass queueTestPass) *queueTestRun
 	}
 	go func() {
 		defer close(r.ended)
-		r.run(ctx, workers)
+		r.run(ctx, context.WithoutCancel(ctx), workers)
 	}()
 	return r
 }

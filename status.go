@@ -342,11 +342,15 @@ var failedVerb = map[operationType]string{
 const maxDescription = 4000
 
 func failureDescription(kind, name string, t operationType, err error) string {
-	description := fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err)
-	if len(description) > maxDescription {
-		description = strings.ToValidUTF8(description[:maxDescription], "") + "..."
+	return shortened(fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err))
+}
+
+// shortened keeps a value that a message quotes from making it endless.
+func shortened(message string) string {
+	if len(message) <= maxDescription {
+		return message
 	}
-	return description
+	return strings.ToValidUTF8(message[:maxDescription], "") + "..."
 }
 
 // failure writes the Error status and returns err for the queue, as it is if that worked.

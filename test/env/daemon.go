@@ -24,7 +24,8 @@ type DaemonOptions struct {
 	// Binary is Binaries.Daemon.
 	Binary     string
 	Kubeconfig string
-	// Args are flags; they win over those that StartDaemon sets itself.
+	// Args are flags; they win over those that StartDaemon sets itself, which switch
+	// the webhook off.
 	Args []string
 	// Env is added to the environment of this process, as NAME=value.
 	Env []string
@@ -36,9 +37,10 @@ type DaemonOptions struct {
 type Daemon struct {
 	*Process
 	// MetricsURL is the URL of /metrics, HealthURL that under which /livez and
-	// /readyz are.
-	MetricsURL string
-	HealthURL  string
+	// /readyz are. WebhookAddress is host:port of the webhook, empty if it is off.
+	MetricsURL     string
+	HealthURL      string
+	WebhookAddress string
 }
 
 // ErrNoSeries is what Daemon.Value returns when no series matches.
@@ -48,6 +50,7 @@ var ErrNoSeries = errors.New("no such series")
 var (
 	metricsAddress = regexp.MustCompile(`"Serving metrics".* address="([^"]+)"`)
 	healthAddress  = regexp.MustCompile(`"Serving health".* address="([^"]+)"`)
+	webhookAddress = regexp.MustCompile(`"Serving webhook".* address="([^"]+)"`)
 )
 
 // StartDaemon starts bucketwarden on free ports and waits until it is ready.
@@ -56,6 +59,7 @@ func StartDaemon(ctx context.Context, options DaemonOptions) (*Daemon, error) {
 		"--kubeconfig=" + options.Kubeconfig,
 		"--metrics-address=127.0.0.1:0",
 		"--health-address=127.0.0.1:0",
+		"--webhook-address=",
 	}, options.Args...)
 	cmd := exec.Command(options.Binary, args...)
 	cmd.Env = append(os.Environ(), options.Env...)
@@ -76,6 +80,9 @@ func StartDaemon(ctx context.Context, options DaemonOptions) (*Daemon, error) {
 		body, err := get(ctx, d.HealthURL+"/readyz")
 		if err != nil {
 			return err
+		}
+		if webhook := webhookAddress.FindStringSubmatch(d.Log()); webhook != nil {
+			d.WebhookAddress = webhook[1]
 		}
 		return body.Close()
 	})
