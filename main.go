@@ -27,6 +27,9 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	// CA certificates for the image, which is made from scratch. Where the system has any
+	// (SSL_CERT_FILE and SSL_CERT_DIR included), these are not used.
+	_ "golang.org/x/crypto/x509roots/fallback"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -497,6 +500,7 @@ func (d *daemon) run(ctx context.Context) error {
 	var err error
 	switch {
 	case !d.config.controllers:
+		d.metrics.registry.Unregister(d.metrics.leader)
 		logger.Info("Serving admission only", "types", d.config.types.String())
 		<-ctx.Done()
 	case d.config.leaderElect:
@@ -594,7 +598,7 @@ func (d *daemon) work(ctx, passes context.Context) {
 func (d *daemon) notReady() error {
 	if d.certificate != nil {
 		if err := d.certificate.ready(); err != nil {
-			return fmt.Errorf("the webhook has no certificate: %w", err)
+			return err
 		}
 	}
 	works := d.config.controllers && (!d.config.leaderElect || d.working.Load())

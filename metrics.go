@@ -116,7 +116,7 @@ func newMetrics() *metrics {
 	m.admissionDuration = histogram("bucketwarden_admission_review_duration_seconds", "Duration of one admission review, without the transport.",
 		[]float64{.0001, .00025, .0005, .001, .002, .005, .01, .025, .1, .5, 1, 5}, "resource")
 	m.webhookCertificateExpiry = gauge("bucketwarden_webhook_certificate_expiry_timestamp_seconds", "Unix time at which the certificate that the webhook serves expires; missing until there is one.")
-	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on BackupBuckets and BackupEntries, 0 if another one does or if it runs admission only."})
+	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on BackupBuckets and BackupEntries, 0 if another one does; missing if it is for admission only."})
 	m.registry.MustRegister(m.leader)
 	gauge("bucketwarden_build_info", "The version of this daemon; always 1.", "version", "goversion").WithLabelValues(buildVersion(), runtime.Version()).Set(1)
 	m.queue = queueMetrics{

@@ -320,6 +320,9 @@ func parseConfig(path *field.Path, kind storeKind, providerType string, raw []by
 	return bucketConfig{Policy: policy}, err
 }
 
+// withoutEmbedded removes what encoding/json puts into a field's path though no user wrote it.
+var withoutEmbedded = strings.NewReplacer("configHeader.", "", "immutabilityConfig.", "")
+
 // decodeConfig decodes strictly.
 func decodeConfig(path *field.Path, providerType string, raw []byte, config interface{ header() configHeader }) error {
 	strict, err := json.UnmarshalStrict(raw, config)
@@ -327,7 +330,7 @@ func decodeConfig(path *field.Path, providerType string, raw []byte, config inte
 		// encoding/json says the same with a typed error that names the field.
 		var mismatch *stdjson.UnmarshalTypeError
 		if errors.As(stdjson.Unmarshal(raw, config), &mismatch) {
-			return configErrorf("%s must not be a JSON %s", strings.TrimSuffix(path.String()+"."+mismatch.Field, "."), mismatch.Value)
+			return configErrorf("%s must not be a JSON %s", strings.TrimSuffix(path.String()+"."+withoutEmbedded.Replace(mismatch.Field), "."), mismatch.Value)
 		}
 		return configErrorf("%s cannot be decoded: %v", path, err)
 	}

@@ -346,11 +346,15 @@ func failureDescription(kind, name string, t operationType, err error) string {
 }
 
 // shortened keeps a value that a message quotes from making it endless.
-func shortened(message string) string {
-	if len(message) <= maxDescription {
-		return message
+func shortened(message string) string { return cut(message, maxDescription) }
+
+// cut keeps at most limit bytes of a text, with an ellipsis for what is lost.
+func cut(text string, limit int) string {
+	const ellipsis = "..."
+	if len(text) <= limit {
+		return text
 	}
-	return strings.ToValidUTF8(message[:maxDescription], "") + "..."
+	return strings.ToValidUTF8(text[:limit-len(ellipsis)], "") + ellipsis
 }
 
 // failure writes the Error status and returns err for the queue, as it is if that worked.

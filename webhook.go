@@ -32,10 +32,19 @@ const (
 	// maxReviewBytes: the API server takes at most 3 MiB for an object, and a review has
 	// the old and the new one.
 	maxReviewBytes = 7 << 20
-	// maxReviewsBytes bounds the memory of all reviews being read at the same time, since
-	// anybody in the cluster may send some.
-	maxReviewsBytes = 4 * maxReviewBytes
+	// Large reviews, which hardly exist, share maxLargeBytes until they are answered: anybody
+	// in the cluster may send some, and decoded they take ten times the memory. The others
+	// never wait for them.
+	largeReviewBytes = 128 << 10
+	maxLargeBytes    = 2 * maxReviewBytes
 
+	// maxWarningBytes: an API server cuts the warnings of a request to 256 characters each
+	// once they are too many (kubernetes/kubernetes
+	// staging/src/k8s.io/apiserver/pkg/endpoints/filters/warning.go).
+	maxWarningBytes = 256
+
+	// readTimeout is how long a review may take to come in, as long as the API server waits.
+	readTimeout = 10 * time.Second
 	// reviewTimeout is shorter than that of the API server, which then hears the reason.
 	reviewTimeout = 5 * time.Second
 )
@@ -70,8 +79,8 @@ type webhook struct {
 	// entries reads BackupEntries from the API server.
 	entries dynamic.ResourceInterface
 	metrics *metrics
-	// reading is how many bytes all requests being worked on may have.
-	reading atomic.Int64
+	// large is how many bytes all large requests being worked on have.
+	large atomic.Int64
 }
 
 // verdict is the answer to a review. The zero value allows.
@@ -97,7 +106,10 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			http.Error(rw, "the review panicked", http.StatusInternalServerError)
 		}
 	}()
-	review, code, err := w.read(rw, r)
+	size := largeSize(r)
+	defer w.large.Add(-size)
+	full := w.large.Add(size) > maxLargeBytes && size > 0
+	review, code, err := w.read(rw, r, full)
 	if err != nil {
 		w.metrics.admissionReviews.WithLabelValues(labelOther, labelOther, outcomeRefused).Inc()
 		if code == http.StatusServiceUnavailable {
@@ -120,8 +132,21 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// read returns the review that a request holds, or an HTTP status and what is wrong.
-func (w *webhook) read(rw http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, int, error) {
+// largeSize is what of maxLargeBytes a request takes.
+func largeSize(r *http.Request) int64 {
+	switch size := r.ContentLength; {
+	case size < 0:
+		return maxReviewBytes
+	case size <= largeReviewBytes, size > maxReviewBytes:
+		return 0
+	default:
+		return size
+	}
+}
+
+// read returns the review that a request holds, or an HTTP status and what is wrong; full
+// says that there is no place for a large one.
+func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*admissionv1.AdmissionReview, int, error) {
 	if r.Method != http.MethodPost {
 		rw.Header().Set("Allow", http.MethodPost)
 		return nil, http.StatusMethodNotAllowed, errors.New("only POST is understood here")
@@ -129,25 +154,24 @@ func (w *webhook) read(rw http.ResponseWriter, r *http.Request) (*admissionv1.Ad
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, errors.New("only application/json is understood here")
 	}
-	size := r.ContentLength
-	if size < 0 {
-		size = maxReviewBytes
-	}
 	tooLarge := fmt.Errorf("the review is larger than %d bytes", maxReviewBytes)
-	if size > maxReviewBytes {
+	if r.ContentLength > maxReviewBytes {
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
 	}
-	defer w.reading.Add(-size)
-	if w.reading.Add(size) > maxReviewsBytes {
+	if full {
 		return nil, http.StatusServiceUnavailable, errors.New("too many large reviews at the same time, try again")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, size))
+	connection := http.NewResponseController(rw)
+	_ = connection.SetReadDeadline(time.Now().Add(readTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, maxReviewBytes))
 	if tooMany := (*http.MaxBytesError)(nil); errors.As(err, &tooMany) {
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
 	}
 	if err != nil {
 		return nil, http.StatusBadRequest, fmt.Errorf("reading the review: %w", err)
 	}
+	// Otherwise it would end the review as well.
+	_ = connection.SetReadDeadline(time.Time{})
 	review := &admissionv1.AdmissionReview{}
 	if err := json.UnmarshalCaseSensitivePreserveInts(body, review); err != nil {
 		return nil, http.StatusBadRequest, fmt.Errorf("decoding the review: %w", err)
@@ -179,12 +203,12 @@ func (w *webhook) review(ctx context.Context, request *admissionv1.AdmissionRequ
 	if !response.Allowed {
 		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: v.code, Reason: statusReasons[v.code], Message: shortened(v.message)}
 		dryRun := request.DryRun != nil && *request.DryRun
-		klog.FromContext(ctx).Info("Denied", "resource", resource, "name", request.Name, "operation", request.Operation, "user", request.UserInfo.Username,
+		klog.FromContext(ctx).Info("Denied", "resource", resource, "name", shortened(request.Name), "operation", shortened(string(request.Operation)), "user", shortened(request.UserInfo.Username),
 			"reason", v.reason, "dryRun", dryRun, "message", response.Result.Message)
 	}
 	for _, reason := range slices.Sorted(maps.Keys(v.warnings)) {
 		w.metrics.admissionWarnings.WithLabelValues(resource, reason).Inc()
-		response.Warnings = append(response.Warnings, v.warnings[reason])
+		response.Warnings = append(response.Warnings, cut(v.warnings[reason], maxWarningBytes))
 	}
 	w.metrics.admissionReviews.WithLabelValues(resource, operation, outcome).Inc()
 	w.metrics.admissionDuration.WithLabelValues(resource).Observe(time.Since(start).Seconds())
@@ -309,8 +333,13 @@ func (w *webhook) guardedGardenBucket(u *unstructured.Unstructured) guarded {
 }
 
 func (w *webhook) guardedSeed(u *unstructured.Unstructured) guarded {
+	region := []string{"spec", "backup", "region"}
+	if d := (&decoder{content: u.Object}); d.str(region...) == "" {
+		// gardener/gardener pkg/gardenlet/controller/seed does the same.
+		region = []string{"spec", "provider", "region"}
+	}
 	return w.guardedGarden(u, field.NewPath("spec", "backup", "providerConfig"), field.NewPath("spec", "backup", "provider"),
-		[]string{"spec", "backup", "provider"}, []string{"spec", "backup", "region"}, []string{"spec", "backup", "providerConfig"})
+		[]string{"spec", "backup", "provider"}, region, []string{"spec", "backup", "providerConfig"})
 }
 
 // judgePolicy decides whether an object may be stored; old is nil when it is created.
@@ -345,8 +374,8 @@ func judgePolicy(old *guarded, new guarded) verdict {
 		return deny(http.StatusUnprocessableEntity, reasonInvalid, "the object cannot be read: %v", new.err)
 	}
 	v := verdict{warnings: map[string]string{}}
-	if old != nil && old.region != new.region {
-		v.warnings[warnMoved] = fmt.Sprintf("the region changes from %q to %q: the bucket in the old one is not looked after any more", old.region, new.region)
+	if old != nil && old.served && old.region != new.region {
+		v.warnings[warnMoved] = fmt.Sprintf("the bucket in the old region is not looked after any more: the region changes from %q to %q", old.region, new.region)
 	}
 	if unchanged {
 		return v
@@ -371,7 +400,7 @@ func (w *webhook) judgeEntry(old, new *backupEntry) verdict {
 	}
 	warnings := map[string]string{}
 	if old.BucketName != new.BucketName || old.Region != new.Region {
-		warnings[warnMoved] = fmt.Sprintf("the entry moves from bucket %q in %q to %q in %q: its backups in the old one are orphaned, nobody will delete them",
+		warnings[warnMoved] = fmt.Sprintf("the entry's backups in the old bucket are orphaned, nobody will delete them: it moves from bucket %q in %q to %q in %q",
 			old.BucketName, old.Region, new.BucketName, new.Region)
 	}
 	return verdict{warnings: warnings}

@@ -225,8 +225,7 @@ func TestAzureBucketWithTombstonesIsDeleted(t *testing.T) {
 	d.awaitValue(t, float64(until.Unix()), "bucketwarden_backupbucket_next_sweep_timestamp_seconds", "bucket="+bucket)
 
 	// No request until then, but for one that was asked for.
-	d.awaitValue(t, 0, "workqueue_depth", "name=sweeps")
-	d.awaitValue(t, 0, "workqueue_unfinished_work_seconds", "name=sweeps")
+	d.awaitIdle(t, "sweeps")
 	a.ResetRequests(bucket)
 	passes := d.passes(t, "backupbuckets")
 	const renewed = 5

@@ -90,12 +90,21 @@ func TestStopLetsAPassFinish(t *testing.T) {
 	name := newName("bucket")
 	arrived := make(chan struct{})
 	var once sync.Once
+	running := d.Daemon
 	proxy.SetFault(func(r env.Request) *env.Fault {
 		if r.Operation != "CreateBucket" {
 			return nil
 		}
 		once.Do(func() { close(arrived) })
-		return &env.Fault{Latency: 3 * time.Second}
+		if err := env.Eventually(t.Context(), timeout, "the daemon is stopping", func(context.Context) error {
+			if !strings.Contains(running.Log(), "Stopping") {
+				return errors.New("it is not")
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		return nil
 	})
 	writeSecret(t, secretName(buckets, name), minio.SecretData(proxy.URL))
 	create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
@@ -656,7 +665,9 @@ func TestRequestsOfAVerification(t *testing.T) {
 	create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, name)
 	d.awaitPassesSince(t, "backupbuckets", 0, 1)
-	written, requests, passes := d.requests(t, writes...), d.requests(t), d.passes(t, "backupbuckets")
+	// First the passes, and last in the end: those in between count for more requests.
+	passes := d.passes(t, "backupbuckets")
+	written, requests := d.requests(t, writes...), d.requests(t)
 	proxy.Reset()
 	d.awaitPassesSince(t, "backupbuckets", passes, 5)
 	counts := proxy.Counts()

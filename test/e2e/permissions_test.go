@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 
@@ -14,42 +13,44 @@ import (
 	"bucketwarden/test/env"
 )
 
-// documentedRules are the rules that docs/operations.md tells operators to grant.
-func documentedRules(t *testing.T) []rbacv1.PolicyRule {
+// documentedRules are the rules that docs/operations.md tells operators to grant: in the
+// whole cluster, and in the daemon's own namespace.
+func documentedRules(t *testing.T) (cluster, own []rbacv1.PolicyRule) {
 	t.Helper()
-	document, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
+	var roles [][]rbacv1.PolicyRule
+	blocks, _ := splitPage(t, "docs/operations.md")
+	for _, b := range blocks {
+		var role struct{ Rules []rbacv1.PolicyRule }
+		if err := yaml.UnmarshalStrict([]byte(b.text), &role); b.language == "yaml" && err == nil && len(role.Rules) > 0 {
+			roles = append(roles, role.Rules)
+		}
 	}
-	_, after, _ := strings.Cut(string(document), "## Permissions on the seed\n\n```yaml\n")
-	block, _, found := strings.Cut(after, "```")
-	var role struct{ Rules []rbacv1.PolicyRule }
-	if err := yaml.UnmarshalStrict([]byte(block), &role); err != nil || !found || len(role.Rules) == 0 {
-		t.Fatalf("no rules in the document: %v", err)
+	if len(roles) != 2 {
+		t.Fatalf("the document has %d roles", len(roles))
 	}
-	return role.Rules
+	return roles[0], roles[1]
 }
 
 // documentedAccount returns the kubeconfig of a service account with only the documented
 // permissions.
-func documentedAccount(t *testing.T) (kubeconfig string) {
+func documentedAccount(t *testing.T, namespace string) (kubeconfig string) {
 	t.Helper()
 	name := newName("permissions")
-	kubeconfig, err := kube.ServiceAccountKubeconfig(t.Context(), gardenNamespace, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rbac := kube.Client.RbacV1()
-	if _, err := rbac.ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: documentedRules(t)}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := rbac.ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: gardenNamespace, Name: name}},
-	}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	kubeconfig, err := kube.ServiceAccountKubeconfig(t.Context(), namespace, name)
+	must(t, err)
+	cluster, own := documentedRules(t)
+	rbac, meta := kube.Client.RbacV1(), metav1.ObjectMeta{Name: name}
+	subjects := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: name}}
+	_, err = rbac.ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{ObjectMeta: meta, Rules: cluster}, metav1.CreateOptions{})
+	must(t, err)
+	_, err = rbac.ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: meta, Subjects: subjects,
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}}, metav1.CreateOptions{})
+	must(t, err)
+	_, err = rbac.Roles(namespace).Create(t.Context(), &rbacv1.Role{ObjectMeta: meta, Rules: own}, metav1.CreateOptions{})
+	must(t, err)
+	_, err = rbac.RoleBindings(namespace).Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: meta, Subjects: subjects,
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name}}, metav1.CreateOptions{})
+	must(t, err)
 	return kubeconfig
 }
 
@@ -57,7 +58,7 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 	t.Parallel()
 	namespace := newName("own")
 	createNamespace(t, namespace, nil)
-	d := startDaemon(t, "--kubeconfig="+documentedAccount(t), "--namespace="+namespace)
+	d := startDaemon(t, "--kubeconfig="+documentedAccount(t, namespace), "--namespace="+namespace, "--leader-elect")
 	bucket := newName("backups")
 	createBucket(t, bucketObject(bucket, d.kind, nil))
 	waitHealthy(t, buckets, bucket)
@@ -88,22 +89,25 @@ func checkNothingForbidden(t *testing.T, d *daemon) {
 	}
 }
 
-// documentedActions are the actions of the role that docs/azure.md tells operators to grant.
+// documentedActions are the actions of the role that docs/security.md tells operators to grant.
 func documentedActions(t *testing.T) map[string]bool {
 	t.Helper()
-	document, err := os.ReadFile("../../docs/azure.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(document), "```json\n{\"Name\": \"bucketwarden\"")
-	block, _, found := strings.Cut(after, "```")
-	var role struct{ Actions []string }
-	if err := json.Unmarshal([]byte(`{"Name": "bucketwarden"`+block), &role); err != nil || !found || len(role.Actions) == 0 {
-		t.Fatalf("no role in the document: %v", err)
-	}
 	actions := map[string]bool{}
-	for _, action := range role.Actions {
-		actions[strings.ToLower(action)] = true
+	blocks, _ := splitPage(t, "docs/security.md")
+	for _, b := range blocks {
+		var role struct{ Actions []string }
+		if b.language != "json" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(b.text), &role); err != nil {
+			t.Fatalf("%s: %v", b, err)
+		}
+		for _, action := range role.Actions {
+			actions[strings.ToLower(action)] = true
+		}
+	}
+	if len(actions) == 0 {
+		t.Fatal("no role in the document")
 	}
 	return actions
 }
@@ -143,7 +147,7 @@ func TestAzureDocumentedPermissionsSuffice(t *testing.T) {
 	namespace, generated := newName("own"), newName("generated")
 	createNamespace(t, namespace, nil)
 	createNamespace(t, generated, nil)
-	d := startAzureDaemon(t, "--kubeconfig="+documentedAccount(t), "--namespace="+namespace)
+	d := startAzureDaemon(t, "--kubeconfig="+documentedAccount(t, namespace), "--namespace="+namespace)
 	bucket, entry := azureName(), newName("shoot--p--s")
 	d.createAzureBucket(t, bucket, days(4, false))
 	for _, immutability := range []map[string]any{nil, days(1, true), days(2, true)} {
@@ -179,6 +183,6 @@ func TestAzureDocumentedPermissionsSuffice(t *testing.T) {
 		}
 	}
 	for action := range missing {
-		t.Errorf("docs/azure.md lacks the action %s", action)
+		t.Errorf("docs/security.md lacks the action %s", action)
 	}
 }

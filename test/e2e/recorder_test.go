@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -22,6 +23,8 @@ type state struct {
 	gone bool
 	// revision orders the changes of all objects of the API server.
 	revision int64
+	// seen is when the change was seen.
+	seen time.Time
 }
 
 func (s state) String() string {
@@ -88,7 +91,7 @@ func (r *recorder) add(o *unstructured.Unstructured, gone bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.states = append(r.states, state{Unstructured: o, gone: gone, revision: revision})
+	r.states = append(r.states, state{Unstructured: o, gone: gone, revision: revision, seen: time.Now()})
 }
 
 func (r *recorder) String() string {

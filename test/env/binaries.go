@@ -140,17 +140,12 @@ func (b *builder) testkube(ctx context.Context) (string, error) {
 	}
 	what := "building testkube (kube-apiserver with etcd, about 2000 packages: minutes when Go's build cache is cold)"
 	return path, b.report(ctx, what, func() error {
-		list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
-		list.Dir = b.module
-		output, err := list.Output()
+		_, linkerFlags, err := b.kubernetesVersion(ctx)
 		if err != nil {
-			return fmt.Errorf("asking for the version of Kubernetes: %w", err)
+			return err
 		}
-		// Without this the API server calls itself v0.0.0-master. Stripping
-		// saves a third of the binary.
-		version := "-X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(output))
 		temporary := path + ".tmp"
-		if err := b.run(ctx, b.module, nil, "build", "-o", temporary, "-ldflags=-s -w "+version, "./cmd/testkube"); err != nil {
+		if err := b.run(ctx, b.module, nil, "build", "-o", temporary, linkerFlags, "./cmd/testkube"); err != nil {
 			return err
 		}
 		return os.Rename(temporary, path)
@@ -158,23 +153,27 @@ func (b *builder) testkube(ctx context.Context) (string, error) {
 }
 
 func (b *builder) minio(ctx context.Context) (string, error) {
-	path := filepath.Join(b.cache, "minio-"+minioVersion)
+	return b.install(ctx, "building MinIO (it ships no binaries any more: minutes when Go's build cache is cold)", "github.com/minio/minio", minioVersion)
+}
+
+// install builds a command with its own dependencies: go install ignores the module of the
+// working directory when it is given a version.
+func (b *builder) install(ctx context.Context, what, module, version string) (string, error) {
+	name := filepath.Base(module)
+	path := filepath.Join(b.cache, name+"-"+version)
 	if exists(path) {
 		return path, nil
 	}
-	what := "building MinIO (it ships no binaries any more: minutes when Go's build cache is cold)"
 	return path, b.report(ctx, what, func() error {
-		dir, err := os.MkdirTemp(b.cache, "minio-build-")
+		dir, err := os.MkdirTemp(b.cache, name+"-build-")
 		if err != nil {
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		// go install ignores the module of the working directory when it is
-		// given a version, so that MinIO is built with its own dependencies.
-		if err := b.run(ctx, dir, []string{"GOBIN=" + dir}, "install", "github.com/minio/minio@"+minioVersion); err != nil {
+		if err := b.run(ctx, dir, []string{"GOBIN=" + dir}, "install", module+"@"+version); err != nil {
 			return err
 		}
-		return os.Rename(filepath.Join(dir, "minio"), path)
+		return os.Rename(filepath.Join(dir, name), path)
 	})
 }
 

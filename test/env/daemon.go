@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -29,6 +30,13 @@ type DaemonOptions struct {
 	Args []string
 	// Env is added to the environment of this process, as NAME=value.
 	Env []string
+	// Root, if not empty, makes the daemon run as in its container image: with this
+	// root directory, in which Binary and Kubeconfig are, as an unprivileged user, and
+	// with no environment but Env.
+	Root string
+	// OnWebhook is called with host:port of the webhook before the daemon is ready: it
+	// has no certificate before a configuration names it.
+	OnWebhook func(ctx context.Context, address string) error
 	// LogTo gets a copy of the log; nil means none.
 	LogTo io.Writer
 }
@@ -63,6 +71,10 @@ func StartDaemon(ctx context.Context, options DaemonOptions) (*Daemon, error) {
 	}, options.Args...)
 	cmd := exec.Command(options.Binary, args...)
 	cmd.Env = append(os.Environ(), options.Env...)
+	if options.Root != "" {
+		confine(cmd, options.Root)
+		cmd.Env = append([]string{}, options.Env...)
+	}
 	process, err := startProcess("bucketwarden", cmd, options.LogTo)
 	if err != nil {
 		return nil, err
@@ -77,12 +89,17 @@ func StartDaemon(ctx context.Context, options DaemonOptions) (*Daemon, error) {
 			}
 			d.MetricsURL, d.HealthURL = "http://"+metrics[1]+"/metrics", "http://"+health[1]
 		}
+		if webhook := webhookAddress.FindStringSubmatch(d.Log()); webhook != nil && d.WebhookAddress == "" {
+			if options.OnWebhook != nil {
+				if err := options.OnWebhook(ctx, webhook[1]); err != nil {
+					return err
+				}
+			}
+			d.WebhookAddress = webhook[1]
+		}
 		body, err := get(ctx, d.HealthURL+"/readyz")
 		if err != nil {
 			return err
-		}
-		if webhook := webhookAddress.FindStringSubmatch(d.Log()); webhook != nil {
-			d.WebhookAddress = webhook[1]
 		}
 		return body.Close()
 	})
@@ -91,6 +108,21 @@ func StartDaemon(ctx context.Context, options DaemonOptions) (*Daemon, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// confine makes cmd run as the user of the image, with its own root directory.
+func confine(cmd *exec.Cmd, root string) {
+	const user = 65532
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	if os.Getuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
+		return
+	}
+	// Other users may change the root directory only in a user namespace.
+	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+	cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: user, HostID: os.Getuid(), Size: 1}}
+	cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: user, HostID: os.Getgid(), Size: 1}}
 }
 
 // Metrics returns what /metrics answers, by name.

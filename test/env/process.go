@@ -53,7 +53,10 @@ func startProcess(name string, cmd *exec.Cmd, logTo io.Writer) (*Process, error)
 	}
 	// A process group of its own keeps Ctrl-C in a terminal from the children:
 	// whoever started them stops them in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig, cmd.SysProcAttr.Setpgid = syscall.SIGKILL, true
 	started := make(chan error)
 	starter() <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {

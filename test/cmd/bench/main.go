@@ -4,11 +4,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
+	"math"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,8 +24,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	dto "github.com/prometheus/client_model/go"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apitypes "k8s.io/apimachinery/pkg/types"
 )
 
 const (
@@ -39,9 +45,10 @@ func main() {
 	versions := flag.Int("versions", 10000, "object versions of the deleted BackupEntries on S3")
 	blobs := flag.Int("blobs", 10000, "blobs of the deleted BackupEntries on Azure")
 	purge := flag.Int("purge", 100000, "object versions of the purge whose memory is measured")
+	reviews := flag.Int("reviews", 6000, "admission reviews")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *entries, *many, *versions, *blobs, *purge)
+	err := run(ctx, *entries, *many, *versions, *blobs, *purge, *reviews)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -70,7 +77,7 @@ func (b *bench) row(what, target, measured string) {
 	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s |", what, target, measured))
 }
 
-func run(ctx context.Context, entries, many, versions, blobs, purge int) error {
+func run(ctx context.Context, entries, many, versions, blobs, purge, reviews int) error {
 	b := &bench{}
 	var err error
 	if b.bin, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
@@ -104,6 +111,7 @@ func run(ctx context.Context, entries, many, versions, blobs, purge int) error {
 	for _, measure := range []func(context.Context) error{
 		b.idle,
 		b.verify,
+		func(ctx context.Context) error { return b.admission(ctx, reviews, 200) },
 		func(ctx context.Context) error { return b.deleteEntries(ctx, versions) },
 		func(ctx context.Context) error { return b.azureRequests(ctx, blobs) },
 		func(ctx context.Context) error { return b.purgeMemory(ctx, purge) },
@@ -123,7 +131,7 @@ func run(ctx context.Context, entries, many, versions, blobs, purge int) error {
 // start starts the daemon; stop ends it.
 func (b *bench) start(ctx context.Context, args ...string) (err error) {
 	start := time.Now()
-	b.daemon, err = env.StartDaemon(ctx, env.DaemonOptions{Binary: b.bin.Daemon, Kubeconfig: b.kube.Kubeconfig,
+	b.daemon, err = env.StartDaemon(ctx, env.DaemonOptions{Binary: b.bin.Daemon, Kubeconfig: b.kube.Kubeconfig, OnWebhook: b.kube.InstallWebhook,
 		Args: append([]string{"--azure-cloud-config=" + b.azure.CloudConfig}, args...), Env: []string{"SSL_CERT_FILE=" + b.azure.CAFile}})
 	b.startup = time.Since(start)
 	return err
@@ -681,4 +689,105 @@ func parallel(ctx context.Context, n int, do func(context.Context, int) error) e
 	}
 	wg.Wait()
 	return context.Cause(ctx)
+}
+
+// admission sends dry-run changes of a BackupBucket through the API server, half of them
+// invalid, and reads what the webhook itself and the API server measured.
+func (b *bench) admission(ctx context.Context, reviews, rate int) error {
+	progress("admission: %d reviews, %d/s", reviews, rate)
+	if err := b.start(ctx, "--webhook-address=127.0.0.1:0", "--namespace="+env.GardenNamespace); err != nil {
+		return err
+	}
+	if err := b.kube.AwaitWebhook(ctx, patience, providerType); err != nil {
+		return err
+	}
+	config := env.BucketConfig(providerType, map[string]any{"retentionType": "bucket", "mode": "governance"})
+	patch := func(i int) error {
+		c := maps.Clone(config)
+		c["immutability"] = map[string]any{"retentionType": "bucket", "mode": "governance", "retentionPeriod": fmt.Sprintf("%dh", 48+12*(i%2))}
+		data, err := json.Marshal(map[string]any{"spec": map[string]any{"providerConfig": c}})
+		if err != nil {
+			return fmt.Errorf("encoding a patch: %w", err)
+		}
+		_, err = b.kube.Dynamic.Resource(env.BackupBuckets).Patch(ctx, bucket, apitypes.MergePatchType, data, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		if denied := i%2 == 1; denied != apierrors.IsInvalid(err) {
+			return fmt.Errorf("review %d: %w", i, err)
+		}
+		return nil
+	}
+	const name = "bucketwarden_admission_review_duration_seconds"
+	before, err := b.daemon.Metrics(ctx)
+	if err != nil {
+		return err
+	}
+	trips := make([]time.Duration, reviews)
+	errs := make([]error, reviews)
+	var wg sync.WaitGroup
+	start := time.Now()
+	ticker := time.NewTicker(time.Second / time.Duration(rate))
+	defer ticker.Stop()
+	for i := range reviews {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		wg.Go(func() {
+			sent := time.Now()
+			errs[i] = patch(i)
+			trips[i] = time.Since(sent)
+		})
+	}
+	wg.Wait()
+	took := time.Since(start)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	after, err := b.daemon.Metrics(ctx)
+	if err != nil {
+		return err
+	}
+	count, median, tail := quantiles(after[name], before[name])
+	if count < uint64(reviews) {
+		return fmt.Errorf("the webhook saw %d of %d reviews", count, reviews)
+	}
+	slices.Sort(trips)
+	b.row(fmt.Sprintf("admission, %.0f reviews/s, half of them denied: median", float64(reviews)/took.Seconds()), "under 2 ms", fmt.Sprintf("%.2f ms", median*1000))
+	b.row("the same, 99th percentile", "under 10 ms", fmt.Sprintf("%.2f ms", tail*1000))
+	b.row("the same, median and 99th percentile of the client's whole dry-run PATCH", "", fmt.Sprintf("%.1f ms, %.1f ms",
+		float64(trips[reviews/2].Microseconds())/1000, float64(trips[reviews*99/100].Microseconds())/1000))
+	if err := b.kube.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return fmt.Errorf("deleting the ValidatingWebhookConfiguration: %w", err)
+	}
+	return b.stop(ctx)
+}
+
+// quantiles are the median and the 99th percentile of what a histogram counted since
+// before, interpolated as Prometheus does.
+func quantiles(after, before *dto.MetricFamily) (count uint64, median, tail float64) {
+	counts := map[float64]uint64{}
+	add := func(family *dto.MetricFamily, sign uint64) {
+		for _, m := range family.GetMetric() {
+			count += sign * m.GetHistogram().GetSampleCount()
+			for _, bucket := range m.GetHistogram().GetBucket() {
+				counts[bucket.GetUpperBound()] += sign * bucket.GetCumulativeCount()
+			}
+		}
+	}
+	add(after, 1)
+	add(before, ^uint64(0))
+	quantile := func(q float64) float64 {
+		rank, lower, below := q*float64(count), 0.0, uint64(0)
+		for _, upper := range slices.Sorted(maps.Keys(counts)) {
+			if float64(counts[upper]) >= rank {
+				if math.IsInf(upper, 1) {
+					return lower
+				}
+				return lower + (upper-lower)*(rank-float64(below))/float64(counts[upper]-below)
+			}
+			lower, below = upper, counts[upper]
+		}
+		return lower
+	}
+	return count, quantile(.5), quantile(.99)
 }

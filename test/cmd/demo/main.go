@@ -26,8 +26,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 )
 
 const patience = time.Minute
@@ -49,7 +52,26 @@ type demo struct {
 	gardenlet env.Gardenlet
 	daemon    *env.Daemon
 	sides     []*side
+	// warnings are those of the API server's last answers.
+	warnings []string
 }
+
+// recordWarnings makes gardenlet, keeping the warnings that kubectl would print.
+func (d *demo) recordWarnings() error {
+	config := rest.CopyConfig(d.kube.Config)
+	config.WarningHandler = d
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	kube := *d.kube
+	kube.Dynamic = client
+	d.gardenlet = env.Gardenlet{Kube: &kube}
+	return nil
+}
+
+// HandleWarningHeader implements rest.WarningHandler.
+func (d *demo) HandleWarningHeader(_ int, _, text string) { d.warnings = append(d.warnings, text) }
 
 // side is a seed's bucket on one store.
 type side struct {
@@ -97,14 +119,24 @@ func run(ctx context.Context, once bool) error {
 		return err
 	}
 	defer azure.Stop()
-	daemon, err := env.StartDaemon(ctx, env.DaemonOptions{Binary: bin.Daemon, Kubeconfig: kube.Kubeconfig,
-		Args: []string{"--verify-interval=2s", "--azure-cloud-config=" + azure.CloudConfig}, Env: []string{"SSL_CERT_FILE=" + azure.CAFile}})
+	d := &demo{kube: kube}
+	if err := d.recordWarnings(); err != nil {
+		return err
+	}
+	if err := d.gardenlet.Namespace(ctx, env.GardenNamespace); err != nil {
+		return err
+	}
+	daemon, err := env.StartDaemon(ctx, env.DaemonOptions{Binary: bin.Daemon, Kubeconfig: kube.Kubeconfig, OnWebhook: kube.InstallWebhook,
+		Args: []string{"--verify-interval=2s", "--azure-cloud-config=" + azure.CloudConfig, "--webhook-address=127.0.0.1:0", "--namespace=" + env.GardenNamespace},
+		Env:  []string{"SSL_CERT_FILE=" + azure.CAFile}})
 	if err != nil {
 		return err
 	}
 	defer daemon.Kill()
-
-	d := &demo{kube: kube, gardenlet: env.Gardenlet{Kube: kube}, daemon: daemon}
+	d.daemon = daemon
+	if err := kube.AwaitWebhook(ctx, patience, "s3"); err != nil {
+		return err
+	}
 	d.sides = []*side{s3Side(d, minio), azureSide(azure)}
 	for i, step := range []struct {
 		title string
@@ -112,7 +144,8 @@ func run(ctx context.Context, once bool) error {
 	}{
 		{"A BackupBucket asks for locked immutability", d.create},
 		{"A snapshot cannot be deleted", d.writeSnapshot},
-		{"Weakening is refused", d.weaken},
+		{"Weakening is denied before it is stored", d.weaken},
+		{"It is refused too if somebody got around admission", d.weakenUnseen},
 		{"Tampering", d.tamper},
 		{"A BackupEntry gets its secret", d.createEntry},
 		{"Prometheus sees it all", d.showMetrics},
@@ -352,17 +385,19 @@ func (d *demo) eventNote(ctx context.Context, reason, name string) (note string,
 }
 
 func (d *demo) create(ctx context.Context, s *side) ([]row, error) {
-	for _, name := range []string{env.GardenNamespace, s.namespace()} {
-		if err := d.gardenlet.Namespace(ctx, name); err != nil {
-			return nil, err
-		}
+	if err := d.gardenlet.Namespace(ctx, s.namespace()); err != nil {
+		return nil, err
 	}
 	if err := d.gardenlet.Secret(ctx, "bucket-"+s.bucket, s.credentials); err != nil {
 		return nil, err
 	}
 	config := s.immutability("96h")
+	d.warnings = nil
 	if err := d.gardenlet.Bucket(ctx, s.bucket, s.kind, s.region, config); err != nil {
 		return nil, err
+	}
+	if len(d.warnings) != 1 {
+		return nil, fmt.Errorf("the API server gave %d warnings, not one of the first lock: %q", len(d.warnings), d.warnings)
 	}
 	o, err := d.kube.WaitFor(ctx, patience, env.BackupBuckets, "", s.bucket, env.Healthy)
 	if err != nil {
@@ -373,7 +408,7 @@ func (d *demo) create(ctx context.Context, s *side) ([]row, error) {
 	if s.kind == "s3" {
 		wish = "retentionPeriod: 96h, mode: compliance"
 	}
-	return []row{{"did", "created it with " + wish}, {"status", "Succeeded: " + description}, {"store says", s.locked}}, s.expectLocked(ctx)
+	return []row{{"did", "created it with " + wish}, {"warning", d.warnings[0]}, {"status", "Succeeded: " + description}, {"store says", s.locked}}, s.expectLocked(ctx)
 }
 
 func (d *demo) writeSnapshot(ctx context.Context, s *side) ([]row, error) {
@@ -385,7 +420,24 @@ func (d *demo) writeSnapshot(ctx context.Context, s *side) ([]row, error) {
 }
 
 func (d *demo) weaken(ctx context.Context, s *side) ([]row, error) {
-	if err := d.gardenlet.Reconcile(ctx, env.BackupBuckets, s.bucket, map[string]any{"providerConfig": s.immutability("24h")}); err != nil {
+	err := d.gardenlet.Reconcile(ctx, env.BackupBuckets, s.bucket, map[string]any{"providerConfig": s.immutability("24h")})
+	var denied apierrors.APIStatus
+	if !apierrors.IsForbidden(err) || !errors.As(err, &denied) {
+		return nil, fmt.Errorf("the weakening was not denied: %w", err)
+	}
+	return []row{{"did", "changed retentionPeriod to 24h"}, {"API server", denied.Status().Message}}, s.expectLocked(ctx)
+}
+
+// weakenUnseen is what an administrator of the cluster can do: take the webhook away.
+func (d *demo) weakenUnseen(ctx context.Context, s *side) ([]row, error) {
+	configurations := d.kube.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	if err := configurations.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return nil, fmt.Errorf("deleting the ValidatingWebhookConfiguration: %w", err)
+	}
+	// The API server notices after a moment.
+	if err := env.Eventually(ctx, patience, "the weakening gets around admission", func(ctx context.Context) error {
+		return d.gardenlet.Reconcile(ctx, env.BackupBuckets, s.bucket, map[string]any{"providerConfig": s.immutability("24h")})
+	}); err != nil {
 		return nil, err
 	}
 	o, err := d.kube.WaitFor(ctx, patience, env.BackupBuckets, "", s.bucket, env.InState("Error"))
@@ -406,8 +458,11 @@ func (d *demo) weaken(ctx context.Context, s *side) ([]row, error) {
 	if _, err := d.kube.WaitFor(ctx, patience, env.BackupBuckets, "", s.bucket, env.Healthy); err != nil {
 		return nil, err
 	}
-	return []row{{"did", "changed retentionPeriod to 24h"}, {"status", "Error " + codes[0] + ": " + description},
-		{"store says", "still " + s.locked}, {"did", "changed it back to 96h"}, {"status", "Succeeded"}}, nil
+	if err := d.kube.InstallWebhook(ctx, d.daemon.WebhookAddress); err != nil {
+		return nil, err
+	}
+	return []row{{"did", "deleted the webhook's configuration, changed retentionPeriod to 24h"}, {"status", "Error " + codes[0] + ": " + description},
+		{"store says", "still " + s.locked}, {"did", "changed it back to 96h, restored the configuration"}, {"status", "Succeeded"}}, d.kube.AwaitWebhook(ctx, patience, s.kind)
 }
 
 func (d *demo) tamper(ctx context.Context, s *side) ([]row, error) {

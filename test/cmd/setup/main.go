@@ -1,5 +1,5 @@
 // Command setup builds what the end-to-end tests run: kube-apiserver with etcd,
-// MinIO, and bucketwarden with the race detector. They would do it by
+// MinIO, kubectl, and bucketwarden with the race detector. They would do it by
 // themselves, but go test does not show the progress of a long build.
 package main
 
@@ -21,5 +21,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Printf("testkube: %s\nminio: %s\nbucketwarden with -race: %s\n", bin.Testkube, bin.MinIO, bin.Daemon)
+	local, err := env.EnsureLocal(ctx, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Printf("testkube: %s\nminio: %s\nkubectl: %s\nbucketwarden with -race: %s\n", bin.Testkube, bin.MinIO, local.Kubectl, bin.Daemon)
 }

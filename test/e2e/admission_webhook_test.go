@@ -1,0 +1,46 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bucketwarden/test/env"
+)
+
+// The webhook of a daemon without controllers, and without the ValidatingAdmissionPolicy.
+func TestAdmissionWebhook(t *testing.T) {
+	t.Parallel()
+	r := prepareAdmission(t)
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: gardenNamespace}}
+	if _, err := r.kube.Client.CoreV1().Namespaces().Create(t.Context(), namespace, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := env.StartDaemon(t.Context(), env.DaemonOptions{
+		Binary: binaries.Daemon, Kubeconfig: r.kube.Kubeconfig, OnWebhook: installWebhook(r.kube),
+		Args: []string{"--controllers=false", "--webhook-address=127.0.0.1:0", "--namespace=" + gardenNamespace},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errors.New("the daemon does not stop"))
+		defer cancel()
+		if err := d.Terminate(ctx); err != nil {
+			t.Errorf("the daemon did not stop gracefully: %v", err)
+		}
+		for _, bad := range []string{"WARNING: DATA RACE", "panic"} {
+			if strings.Contains(d.Log(), bad) {
+				t.Errorf("the daemon's log has %q", bad)
+			}
+		}
+	})
+	if err := r.kube.AwaitWebhook(t.Context(), timeout, "aws"); err != nil {
+		t.Fatal(err)
+	}
+	r.run(t, func(c *admissionCase) (string, []string) { return c.denied, c.warned })
+}
