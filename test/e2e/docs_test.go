@@ -28,6 +28,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // Words that may follow sh in the info string of a code block. A block with none of the
@@ -215,7 +217,7 @@ func copyRepository(to string) error {
 			return fs.SkipDir
 		case entry.IsDir():
 			return os.MkdirAll(filepath.Join(to, relative), 0o755)
-		case !entry.Type().IsRegular() || relative == "bucketwarden":
+		case !entry.Type().IsRegular() || slices.Contains([]string{"bucketwarden", "bucketwarden-image.tar"}, relative):
 			return nil
 		}
 		data, err := os.ReadFile(path)
@@ -233,17 +235,22 @@ func copyRepository(to string) error {
 	})
 }
 
-// command is a script as somebody types it into a terminal: what it exports and defines is
-// there for the next one. It gets a process group, as from a terminal.
-func (w *workspace) command(ctx context.Context, script string) *exec.Cmd {
-	const wrapper = `if [ -e "$0" ]; then . "$0"; fi; trap 'export -p > "$0"; declare -f >> "$0"' EXIT; eval "$1"`
+// command is bash with arguments, in the repository, with a process group as from a terminal.
+func (w *workspace) command(ctx context.Context, args ...string) *exec.Cmd {
 	// Were this process killed, the commands would not run for ever.
-	cmd := exec.CommandContext(ctx, "timeout", "30m", "bash", "-euo", "pipefail", "-c", wrapper, w.state, script)
+	cmd := exec.CommandContext(ctx, "timeout", append([]string{"30m", "bash", "-euo", "pipefail", "-c"}, args...)...)
 	cmd.Dir, cmd.Env = w.repository, w.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = timeout
 	return cmd
+}
+
+// terminal is a script as somebody types it into the one terminal that is not in the
+// background: what it exports and defines is there for the next one.
+func (w *workspace) terminal(ctx context.Context, script string) *exec.Cmd {
+	const wrapper = `if [ -e "$0" ]; then . "$0"; fi; trap 'export -p > "$0"; declare -f >> "$0"' EXIT; eval "$1"`
+	return w.command(ctx, wrapper, w.state, script)
 }
 
 // run runs a block and compares what it prints.
@@ -252,8 +259,7 @@ func (w *workspace) run(t *testing.T, b documentedBlock) {
 	t.Logf("%s\n%s", b, b.text)
 	ctx, cancel := context.WithTimeoutCause(t.Context(), documentTimeout, errors.New("it takes too long"))
 	defer cancel()
-	cmd := w.command(ctx, b.text)
-	output, err := cmd.CombinedOutput()
+	output, err := w.terminal(ctx, b.text).CombinedOutput()
 	t.Logf("%s", output)
 	var exit *exec.ExitError
 	switch failed := errors.As(err, &exit); {
@@ -363,7 +369,7 @@ func (w *workspace) checkNothingLeft(t *testing.T) {
 // environment reads a variable that the environment file of make local sets.
 func (w *workspace) environment(t *testing.T, name string) string {
 	t.Helper()
-	output, err := w.command(t.Context(), `printf %s "$`+name+`"`).Output()
+	output, err := w.terminal(t.Context(), `printf %s "$`+name+`"`).Output()
 	must(t, err)
 	return string(output)
 }
@@ -488,6 +494,9 @@ func TestDocumentedCommandsExist(t *testing.T) {
 				case "./bucketwarden":
 					known = help(t, binaries.Daemon)
 				case "kubectl":
+					if i := slices.Index(words, "-n"); i > 0 {
+						words = slices.Delete(words, i, i+2)
+					}
 					options, err := exec.CommandContext(t.Context(), local.Kubectl, "options").Output()
 					must(t, err)
 					known = help(t, local.Kubectl, words[1]) + string(options)
@@ -690,4 +699,33 @@ func TestDocumentedMessages(t *testing.T) {
 	if checked < 50 {
 		t.Errorf("only %d messages were found in the pages", checked)
 	}
+}
+
+// TestDocumentedRules compares the rules in docs/operations.md with those of the chart.
+func TestDocumentedRules(t *testing.T) {
+	t.Parallel()
+	helm, err := env.EnsureHelm(t.Context(), os.Stderr)
+	must(t, err)
+	rendered, err := helm.Template(t.Context(), "bucketwarden", "leaderElection.enabled=true")
+	must(t, err)
+	roles := map[string][]rbacv1.PolicyRule{}
+	for document := range strings.SplitSeq(string(rendered), "\n---\n") {
+		var role rbacv1.ClusterRole
+		must(t, yaml.Unmarshal([]byte(document), &role))
+		roles[role.Kind] = role.Rules
+	}
+	sorted := func(rules []rbacv1.PolicyRule) string {
+		var lines []string
+		for _, rule := range rules {
+			for _, list := range [][]string{rule.Resources, rule.ResourceNames, rule.Verbs} {
+				slices.Sort(list)
+			}
+			lines = append(lines, rule.String())
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	cluster, own := documentedRules(t)
+	mustEqual(t, "the rules of the ClusterRole", sorted(cluster), sorted(roles["ClusterRole"]))
+	mustEqual(t, "the rules of the Role", sorted(own), sorted(roles["Role"]))
 }

@@ -143,8 +143,8 @@ func TestSweepAfterRestart(t *testing.T) {
 		putObject(t, bucket, name+"/etcd-main/v2/Full", until)
 		remove(t, entries, name)
 		waitGone(t, entries, name)
-		d.Kill()
 		late(until)
+		d.Kill()
 		d.start(t)
 		awaitEnd(t, until)
 		awaitNoVersions(t, bucket, "")
@@ -306,7 +306,7 @@ func (c *cluster) sweeps(n float64) {
 // bucket of A must not cost the cluster its backups once it lives on A again.
 func TestMigrationThereAndBack(t *testing.T) {
 	t.Parallel()
-	inTime(t, 30*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
+	inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
 		name, namespace := newShoot(t)
 		bucketA, bucketB := newName("seed-a"), newName("seed-b")
 		makeBucket(t, bucketA, true)

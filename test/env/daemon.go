@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-const daemonStartTimeout = time.Minute
+const daemonStartTimeout = 3 * time.Minute
 
 // DaemonOptions says how bucketwarden is started.
 type DaemonOptions struct {

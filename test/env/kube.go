@@ -34,7 +34,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-//go:embed crds/*.yaml
+//go:embed crds/*.yaml deploycrds/*.yaml
 var crdFiles embed.FS
 
 // The resources that StartKube installs and bucketwarden reconciles.
@@ -47,7 +47,7 @@ var crds = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "
 
 // kubeStartTimeout is generous: several environments may start at once on a
 // small machine.
-const kubeStartTimeout = 2 * time.Minute
+const kubeStartTimeout = 5 * time.Minute
 
 // Kube is a running kube-apiserver with etcd. There is no controller manager:
 // nothing removes the content of a deleted namespace (it stays Terminating),
@@ -66,7 +66,16 @@ type Kube struct {
 
 // StartKube starts the API server (Binaries.Testkube) and installs the CRDs of
 // BackupBucket and BackupEntry.
-func StartKube(ctx context.Context, binary string) (_ *Kube, err error) {
+func StartKube(ctx context.Context, binary string) (*Kube, error) {
+	return startKube(ctx, binary)
+}
+
+// StartAuditedKube is StartKube with Kube.Requests.
+func StartAuditedKube(ctx context.Context, binary string) (*Kube, error) {
+	return startKube(ctx, binary, "-audit-log", auditLog)
+}
+
+func startKube(ctx context.Context, binary string, flags ...string) (_ *Kube, err error) {
 	dir, err := os.MkdirTemp("", "bucketwarden-kube-")
 	if err != nil {
 		return nil, fmt.Errorf("making the data directory of kube-apiserver: %w", err)
@@ -78,7 +87,7 @@ func StartKube(ctx context.Context, binary string) (_ *Kube, err error) {
 		}
 	}()
 
-	cmd := exec.Command(binary, "-data-dir", dir, "-kubeconfig", k.Kubeconfig)
+	cmd := exec.Command(binary, append([]string{"-data-dir", dir, "-kubeconfig", k.Kubeconfig}, flags...)...)
 	// Memory is cheaper here than the CPU time of garbage collection.
 	cmd.Env = append(os.Environ(), "GOGC=400")
 	// testkube exits when its stdin is closed.
@@ -110,7 +119,7 @@ func StartKube(ctx context.Context, binary string) (_ *Kube, err error) {
 	if k.Dynamic, err = dynamic.NewForConfig(k.Config); err != nil {
 		return nil, fmt.Errorf("making a dynamic client: %w", err)
 	}
-	if err := k.installCRDs(ctx); err != nil {
+	if err := k.installCRDs(ctx, "crds/*.yaml"); err != nil {
 		return nil, err
 	}
 	return k, nil
@@ -150,12 +159,16 @@ func (k *Kube) Stop() {
 	_ = os.RemoveAll(k.dir)
 }
 
-// installCRDs creates the CRDs and waits until the API server serves them.
-func (k *Kube) installCRDs(ctx context.Context) error {
-	files, err := fs.Glob(crdFiles, "crds/*.yaml")
+// InstallCRDs creates the CRDs of what deploy/ uses beside Kubernetes' own resources, and
+// waits until the API server serves them.
+func (k *Kube) InstallCRDs(ctx context.Context) error { return k.installCRDs(ctx, "deploycrds/*.yaml") }
+
+func (k *Kube) installCRDs(ctx context.Context, pattern string) error {
+	files, err := fs.Glob(crdFiles, pattern)
 	if err != nil {
 		return fmt.Errorf("listing the CRDs: %w", err)
 	}
+	var resources []schema.GroupVersionResource
 	for _, file := range files {
 		content, err := crdFiles.ReadFile(file)
 		if err != nil {
@@ -165,13 +178,18 @@ func (k *Kube) installCRDs(ctx context.Context) error {
 		if err := yaml.UnmarshalStrict(content, &crd.Object); err != nil {
 			return fmt.Errorf("decoding %s: %w", file, err)
 		}
-		if _, err := k.Dynamic.Resource(crds).Create(ctx, crd, metav1.CreateOptions{}); err != nil {
+		if _, err := k.Dynamic.Resource(crds).Create(ctx, crd, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
 			return fmt.Errorf("creating %s: %w", file, err)
 		}
+		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
+		plural, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "plural")
+		versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
+		version, _, _ := unstructured.NestedString(versions[0].(map[string]any), "name")
+		resources = append(resources, schema.GroupVersionResource{Group: group, Version: version, Resource: plural})
 	}
 	// Established alone is not enough: the handler of a new resource answers
 	// 404 for some time after that.
-	for _, resource := range []schema.GroupVersionResource{BackupBuckets, BackupEntries} {
+	for _, resource := range resources {
 		_, err := k.WaitFor(ctx, kubeStartTimeout, crds, "", resource.GroupResource().String(), func(crd *unstructured.Unstructured) error {
 			conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
 			if err != nil {

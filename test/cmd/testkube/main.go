@@ -50,6 +50,7 @@ const (
 func main() {
 	dataDir := flag.String("data-dir", "", "existing directory for etcd, keys and certificates (required)")
 	kubeconfig := flag.String("kubeconfig", "", "where to write the admin kubeconfig (required)")
+	auditLog := flag.String("audit-log", "", "where to log every request, without bodies; not at all if empty")
 	flag.Parse()
 	if *dataDir == "" || *kubeconfig == "" {
 		fmt.Fprintln(os.Stderr, "testkube: -data-dir and -kubeconfig are required")
@@ -68,14 +69,14 @@ func main() {
 		os.Exit(0)
 	}()
 
-	if err := run(*dataDir, *kubeconfig); err != nil {
+	if err := run(*dataDir, *kubeconfig, *auditLog); err != nil {
 		fmt.Fprintf(os.Stderr, "testkube: %v\n", err)
 		os.Exit(1)
 	}
 }
 
 // run serves until it fails.
-func run(dataDir, kubeconfig string) error {
+func run(dataDir, kubeconfig, auditLog string) error {
 	kubeconfig, err := filepath.Abs(kubeconfig)
 	if err != nil {
 		return fmt.Errorf("finding the absolute path of the kubeconfig: %w", err)
@@ -98,7 +99,7 @@ func run(dataDir, kubeconfig string) error {
 		return fmt.Errorf("listening for the API server: %w", err)
 	}
 	token := rand.Text()
-	completed, err := apiserverOptions(listener, token)
+	completed, err := apiserverOptions(listener, token, auditLog)
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,7 @@ func startEtcd() (*embed.Etcd, error) {
 // apiserverOptions returns the API server's options as its command line would
 // give them. API priority and fairness and the in-flight limits stay at their
 // defaults, as on a seed.
-func apiserverOptions(listener net.Listener, token string) (options.CompletedOptions, error) {
+func apiserverOptions(listener net.Listener, token, auditLog string) (options.CompletedOptions, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("generating the service account key: %w", err)
@@ -167,12 +168,21 @@ func apiserverOptions(listener net.Listener, token string) (options.CompletedOpt
 		return options.CompletedOptions{}, fmt.Errorf("writing the admin token: %w", err)
 	}
 
+	var audit []string
+	if auditLog != "" {
+		policy := `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}`
+		if err := os.WriteFile("audit.json", []byte(policy), 0o600); err != nil {
+			return options.CompletedOptions{}, fmt.Errorf("writing the audit policy: %w", err)
+		}
+		audit = []string{"--audit-policy-file=audit.json", "--audit-log-path=" + auditLog}
+	}
+
 	s := options.NewServerRunOptions()
 	flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
 	for _, f := range s.Flags().FlagSets {
 		flags.AddFlagSet(f)
 	}
-	if err := flags.Parse([]string{
+	if err := flags.Parse(append([]string{
 		"--etcd-servers=unix://etcd.sock",
 		"--authorization-mode=RBAC",
 		"--token-auth-file=tokens.csv",
@@ -185,7 +195,7 @@ func apiserverOptions(listener net.Listener, token string) (options.CompletedOpt
 		"--service-cluster-ip-range=" + serviceCIDR,
 		"--endpoint-reconciler-type=none",
 		"--profiling=false",
-	}); err != nil {
+	}, audit...)); err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("parsing the API server's flags: %w", err)
 	}
 	// Listening before the server starts leaves no moment in which another
