@@ -546,6 +546,17 @@ func (d *daemon) lead(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("preparing the leader election: %w", err)
 	}
+	// A process that was frozen wakes up as the leader that it no longer is, and may need
+	// the whole renewDeadline to give up.
+	for _, c := range append(slices.Clone(d.controllers), d.sweeps) {
+		reconcile := c.reconcile
+		c.reconcile = func(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
+			if !elector.IsLeader() || elector.Check(0) != nil {
+				return 0, errLeaseLost
+			}
+			return reconcile(ctx, key, wanted)
+		}
+	}
 	klog.FromContext(ctx).Info("Waiting for the lease", "lease", klog.KRef(d.config.namespace, programName))
 	// Whoever waits has nothing to finish.
 	defer context.AfterFunc(ctx, func() {

@@ -227,8 +227,8 @@ var statusReasons = map[int32]metav1.StatusReason{
 // that this webhook is made for.
 func (w *webhook) judge(ctx context.Context, request *admissionv1.AdmissionRequest) (v verdict, understood bool) {
 	misunderstood := func(format string, args ...any) (verdict, bool) {
-		return deny(http.StatusBadRequest, reasonInvalid, "bucketwarden cannot judge the %s of %s of %s: %s",
-			request.Operation, request.Resource.Resource, schema.GroupVersion{Group: request.Resource.Group, Version: request.Resource.Version}, fmt.Sprintf(format, args...)), false
+		return deny(http.StatusBadRequest, reasonInvalid, "bucketwarden cannot judge the %q of %q of %q: %s",
+			request.Operation, request.Resource.Resource, schema.GroupVersion{Group: request.Resource.Group, Version: request.Resource.Version}.String(), fmt.Sprintf(format, args...)), false
 	}
 	gvr := schema.GroupVersionResource(request.Resource)
 	var kind string
@@ -285,7 +285,7 @@ func decodeReviewed(raw []byte, gv schema.GroupVersion, kind string) (*unstructu
 		return nil, fmt.Errorf("decoding it: %w", err)
 	}
 	if got := u.GroupVersionKind(); got != gv.WithKind(kind) {
-		return nil, fmt.Errorf("it is a %s and no %s", got, kind)
+		return nil, fmt.Errorf("it is a %q and no %s", got.String(), kind)
 	}
 	return u, nil
 }
