@@ -41,7 +41,7 @@ test-fuzz:
 # The daemon is no input that go test knows of: -count=1 keeps it from using old results.
 test-e2e:
 	cd test && go run ./cmd/setup
-	cd test && go test -count=1 -race -timeout 30m -v ./...
+	cd test && go test -count=1 -race -timeout 80m -v ./...
 
 manifests: ## deploy/manifests.yaml, from the chart in deploy/chart
 	cd test && go run ./cmd/manifests

@@ -161,8 +161,8 @@ func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*adm
 	if full {
 		return nil, http.StatusServiceUnavailable, errors.New("too many large reviews at the same time, try again")
 	}
-	connection := http.NewResponseController(rw)
-	_ = connection.SetReadDeadline(time.Now().Add(readTimeout))
+	// It ends with the body, so that the review has all its time.
+	_ = http.NewResponseController(rw).SetReadDeadline(time.Now().Add(readTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, maxReviewBytes))
 	if tooMany := (*http.MaxBytesError)(nil); errors.As(err, &tooMany) {
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
@@ -170,8 +170,6 @@ func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*adm
 	if err != nil {
 		return nil, http.StatusBadRequest, fmt.Errorf("reading the review: %w", err)
 	}
-	// Otherwise it would end the review as well.
-	_ = connection.SetReadDeadline(time.Time{})
 	review := &admissionv1.AdmissionReview{}
 	if err := json.UnmarshalCaseSensitivePreserveInts(body, review); err != nil {
 		return nil, http.StatusBadRequest, fmt.Errorf("decoding the review: %w", err)

@@ -54,11 +54,12 @@ type Daemon struct {
 // ErrNoSeries is what Daemon.Value returns when no series matches.
 var ErrNoSeries = errors.New("no such series")
 
-// The daemon logs the ports it was given, as "Serving metrics" address="host:port".
+// The daemon logs the ports it was given, as "Serving metrics" address="host:port", or the
+// same in JSON.
 var (
-	metricsAddress = regexp.MustCompile(`"Serving metrics".* address="([^"]+)"`)
-	healthAddress  = regexp.MustCompile(`"Serving health".* address="([^"]+)"`)
-	webhookAddress = regexp.MustCompile(`"Serving webhook".* address="([^"]+)"`)
+	metricsAddress = regexp.MustCompile(`"Serving metrics".*address"?[=:]"([^"]+)"`)
+	healthAddress  = regexp.MustCompile(`"Serving health".*address"?[=:]"([^"]+)"`)
+	webhookAddress = regexp.MustCompile(`"Serving webhook".*address"?[=:]"([^"]+)"`)
 )
 
 // StartDaemon starts bucketwarden on free ports and waits until it is ready.

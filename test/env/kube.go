@@ -34,7 +34,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-//go:embed crds/*.yaml deploycrds/*.yaml
+//go:embed crds/*.yaml deploycrds/*.yaml gardencrds/*.yaml
 var crdFiles embed.FS
 
 // The resources that StartKube installs and bucketwarden reconciles.
@@ -162,6 +162,11 @@ func (k *Kube) Stop() {
 // InstallCRDs creates the CRDs of what deploy/ uses beside Kubernetes' own resources, and
 // waits until the API server serves them.
 func (k *Kube) InstallCRDs(ctx context.Context) error { return k.installCRDs(ctx, "deploycrds/*.yaml") }
+
+// InstallGardenCRDs is InstallCRDs for what the garden cluster has.
+func (k *Kube) InstallGardenCRDs(ctx context.Context) error {
+	return k.installCRDs(ctx, "gardencrds/*.yaml")
+}
 
 func (k *Kube) installCRDs(ctx context.Context, pattern string) error {
 	files, err := fs.Glob(crdFiles, pattern)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-const prometheusStartTimeout = time.Minute
+const prometheusStartTimeout = 3 * time.Minute
 
 // PrometheusBinaries are paths.
 type PrometheusBinaries struct {
