@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -251,6 +252,66 @@ func TestHealth(t *testing.T) {
 	d.ready.Store(true)
 	expect("/livez", http.StatusOK)
 	expect("/readyz", http.StatusOK)
+}
+
+// Profiles tell much about a process: they are served only when asked for.
+func TestProfiling(t *testing.T) {
+	for profiling, want := range map[bool]int{true: http.StatusOK, false: http.StatusNotFound} {
+		response := httptest.NewRecorder()
+		(&daemon{config: &config{profiling: profiling}}).healthHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/debug/pprof/", nil))
+		if response.Code != want {
+			t.Errorf("profiling %t: %d", profiling, response.Code)
+		}
+	}
+}
+
+// mainTestCertificate is a certificate that is there or not.
+type mainTestCertificate struct{ err error }
+
+func (c mainTestCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, c.err }
+func (c mainTestCertificate) ready() error                                       { return c.err }
+
+func TestNotReady(t *testing.T) {
+	none := errors.New("no certificate")
+	for name, test := range map[string]struct {
+		config         config
+		certificate    certificate
+		working, ready bool
+		stopping       bool
+		want           string
+	}{
+		"starting":                     {config: config{controllers: true}, want: "caches"},
+		"ready":                        {config: config{controllers: true}, working: true, ready: true},
+		"waits for the lease":          {config: config{controllers: true, leaderElect: true}},
+		"has just got the lease":       {config: config{controllers: true, leaderElect: true}, working: true, want: "caches"},
+		"leads":                        {config: config{controllers: true, leaderElect: true}, working: true, ready: true},
+		"admission only":               {certificate: mainTestCertificate{}},
+		"admission only, not yet":      {certificate: mainTestCertificate{none}, want: "no certificate"},
+		"ready but for a certificate":  {config: config{controllers: true}, working: true, ready: true, certificate: mainTestCertificate{none}, want: "no certificate"},
+		"admission only, but stopping": {certificate: mainTestCertificate{}, stopping: true, want: "stopping"},
+	} {
+		d := &daemon{config: &test.config, certificate: test.certificate}
+		d.working.Store(test.working)
+		d.ready.Store(test.ready)
+		d.stopping.Store(test.stopping)
+		if err := d.notReady(); (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	defer func(before string) { version = before }(version)
+	version = "v1.2.3"
+	var output bytes.Buffer
+	// A version needs no namespace, no API server and no free ports.
+	if err := run(t.Context(), []string{"--version"}, &output); err != nil || output.String() != "bucketwarden v1.2.3\n" {
+		t.Errorf("%q, %v", output.String(), err)
+	}
+	version = ""
+	if got := buildVersion(); got == "" {
+		t.Error("nothing is known of the source")
+	}
 }
 
 // mainTestStore is a bucket that is as it should be.

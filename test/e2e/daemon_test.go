@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -680,5 +681,36 @@ func TestRequestsOfAVerification(t *testing.T) {
 	// One more may just be at work. The sweep after it lists tombstones and reads the secret.
 	if sum > 4*(passes+1) || float64(counts["ListObjectVersions"]) > passes+1 || requests > 2*(passes+1) || written != 0 {
 		t.Errorf("%v verifications took %v store requests %v, %v API requests, %v of them writes", passes, sum, counts, requests, written)
+	}
+}
+
+// In JSON every line of the log is an object with a time, a level and a message.
+func TestLoggingFormatJSON(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t, "--logging-format=json", "-v=2")
+	bucket := newName("bucket")
+	createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("governance", "24h"))))
+	waitHealthy(t, buckets, bucket)
+	reconcile(t, buckets, bucket, setImmutability(immutability("governance", "1h")))
+	waitFailed(t, buckets, bucket, codeConfiguration)
+	var created bool
+	for line := range strings.Lines(d.Log()) {
+		var entry struct {
+			Time              time.Time
+			Level, Msg        string
+			Resource, Name    string
+			Region, Immutable any
+		}
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Errorf("%v in the line %s", err, line)
+			continue
+		}
+		if entry.Time.IsZero() || entry.Level == "" || entry.Msg == "" {
+			t.Errorf("incomplete: %s", line)
+		}
+		created = created || entry.Msg == "Created the bucket" && entry.Level == "INFO" && entry.Resource == "backupbuckets" && entry.Name == bucket
+	}
+	if !created {
+		t.Errorf("no line says that the bucket was created:\n%s", d.Log())
 	}
 }

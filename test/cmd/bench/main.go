@@ -112,6 +112,7 @@ func run(ctx context.Context, entries, many, versions, blobs, purge, reviews int
 		b.idle,
 		b.verify,
 		func(ctx context.Context) error { return b.admission(ctx, reviews, 200) },
+		b.handOver,
 		func(ctx context.Context) error { return b.deleteEntries(ctx, versions) },
 		func(ctx context.Context) error { return b.azureRequests(ctx, blobs) },
 		func(ctx context.Context) error { return b.purgeMemory(ctx, purge) },
@@ -759,6 +760,36 @@ func (b *bench) admission(ctx context.Context, reviews, rate int) error {
 	if err := b.kube.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return fmt.Errorf("deleting the ValidatingWebhookConfiguration: %w", err)
 	}
+	return b.stop(ctx)
+}
+
+// handOver kills the one of two replicas that leads.
+func (b *bench) handOver(ctx context.Context) error {
+	progress("hand-over between two replicas")
+	if err := b.start(ctx, "--leader-elect", "--namespace="+env.GardenNamespace); err != nil {
+		return err
+	}
+	first := b.daemon
+	defer first.Kill()
+	leads := func(ctx context.Context) error {
+		value, err := b.daemon.Value(ctx, "bucketwarden_leader")
+		if err == nil && value != 1 {
+			err = errors.New("it does not")
+		}
+		return err
+	}
+	if err := env.Eventually(ctx, patience, "the first replica leads", leads); err != nil {
+		return err
+	}
+	if err := b.start(ctx, "--leader-elect", "--namespace="+env.GardenNamespace); err != nil {
+		return err
+	}
+	start := time.Now()
+	first.Kill()
+	if err := env.Eventually(ctx, patience, "the second replica leads", leads); err != nil {
+		return err
+	}
+	b.row("hand-over to another replica after SIGKILL", "under 20 s", fmt.Sprintf("%.1f s", time.Since(start).Seconds()))
 	return b.stop(ctx)
 }
 
