@@ -28,7 +28,7 @@ local: ## a seed of your own until Ctrl-C: a real API server and a real S3 serve
 	cd test && go build -o $(CACHE)/local-environment ./cmd/local
 	@$(CACHE)/local-environment
 
-test: test-unit test-fuzz test-e2e ## everything; takes about 10 minutes the first time
+test: test-unit test-fuzz test-e2e ## unit tests, fuzzing, end-to-end tests; the first time it builds for about 10 minutes before
 
 test-unit:
 	KUBE_CACHE_MUTATION_DETECTOR=true go test -race ./...

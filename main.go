@@ -30,6 +30,7 @@ import (
 	// CA certificates for the image, which is made from scratch. Where the system has any
 	// (SSL_CERT_FILE and SSL_CERT_DIR included), these are not used.
 	_ "golang.org/x/crypto/x509roots/fallback"
+	"golang.org/x/net/netutil"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,15 +63,22 @@ const (
 	// minWebhookCertLifetime leaves time for the checks that a renewal takes.
 	minWebhookCertLifetime = 10 * time.Second
 
+	// drainTime is how long the webhook answers after the daemon was told to stop.
+	drainTime = 5 * time.Second
+
+	// maxWebhookConnections bounds their memory; an API server needs one or two.
+	maxWebhookConnections = 256
+
 	// serveGrace is how long requests may take to finish when the daemon stops.
 	serveGrace = 2 * time.Second
 
 	// The lease of --leader-elect. A replica that cannot renew it for renewDeadline stops
-	// working; nobody else can have it before leaseDuration has passed. Both are those of
-	// Kubernetes' own controllers.
+	// working; nobody else can have it before leaseDuration has passed. A replica that waits
+	// may see the last renewal 2.2 retryPeriods late, and look again as late as that, which
+	// must stay below 20 s.
 	leaseDuration = 15 * time.Second
 	renewDeadline = 10 * time.Second
-	retryPeriod   = 2 * time.Second
+	retryPeriod   = time.Second
 
 	serviceAccountNamespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 )
@@ -234,7 +242,9 @@ func main() {
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%s: %v\n", programName, err)
+		if ended := (*endedError)(nil); !errors.As(err, &ended) {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", programName, err)
+		}
 		os.Exit(1)
 	}
 }
@@ -262,11 +272,20 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 		return nil, err
 	}
 	if c.loggingFormat == loggingJSON {
-		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-c.verbosity)})))
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-c.verbosity), ReplaceAttr: knownLevel})))
 	}
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
 	return c, klogFlags.Set("v", strconv.Itoa(c.verbosity))
+}
+
+// knownLevel is a slog.HandlerOptions' ReplaceAttr: -v 1 to 7 lie between the levels that
+// log pipelines know.
+func knownLevel(groups []string, a slog.Attr) slog.Attr {
+	if level, ok := a.Value.Any().(slog.Level); ok && len(groups) == 0 && a.Key == slog.LevelKey && level < slog.LevelInfo {
+		a.Value = slog.StringValue(slog.LevelDebug.String())
+	}
+	return a
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {
@@ -283,8 +302,13 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	return clientcmd.BuildConfigFromFlags("", kubeconfig)
 }
 
+// endedError is an error that has been logged.
+type endedError struct{ error }
+
+func (e *endedError) Unwrap() error { return e.error }
+
 // run is the daemon from its arguments to its end; ctx ends it gracefully.
-func run(ctx context.Context, args []string, output io.Writer) error {
+func run(ctx context.Context, args []string, output io.Writer) (err error) {
 	c, err := parseFlags(args, output)
 	if err != nil {
 		return err
@@ -292,6 +316,14 @@ func run(ctx context.Context, args []string, output io.Writer) error {
 	if c.version {
 		_, err := fmt.Fprintln(output, programName, buildVersion())
 		return err
+	}
+	if c.loggingFormat == loggingJSON {
+		defer func() {
+			if err != nil {
+				klog.FromContext(ctx).Error(err, "Ended")
+				err = &endedError{err}
+			}
+		}()
 	}
 	rc, err := restConfig(c.kubeconfig)
 	if err != nil {
@@ -376,7 +408,7 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface) err
 	if d.config.webhookAddress == "" {
 		return nil
 	}
-	d.webhook = &webhook{admission: d.config.admission(), entries: dyn.Resource(entriesGVR), metrics: d.metrics}
+	d.webhook = &webhook{admission: d.config.admission(), buckets: dyn.Resource(bucketsGVR), entries: dyn.Resource(entriesGVR), metrics: d.metrics, lookups: make(chan struct{}, 1)}
 	if directory := d.config.webhookCertDir; directory != "" {
 		files, err := newFileCertificate(directory, d.metrics)
 		if err != nil {
@@ -473,6 +505,11 @@ func (d *daemon) run(ctx context.Context) error {
 	var servers sync.WaitGroup
 	defer servers.Wait()
 	defer stopServing()
+	drained := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		d.stopping.Store(true)
+		time.AfterFunc(drainTime, func() { close(drained) })
+	})()
 	metricsMux := http.NewServeMux()
 	metricsMux.Handle("/metrics", promhttp.HandlerFor(d.metrics.registry, promhttp.HandlerOpts{}))
 	if err := serve(serveCtx, &servers, "metrics", d.config.metricsAddress, metricsMux, nil); err != nil {
@@ -508,7 +545,10 @@ func (d *daemon) run(ctx context.Context) error {
 	default:
 		d.work(ctx, context.WithoutCancel(ctx))
 	}
-	d.stopping.Store(true)
+	if d.webhook != nil && ctx.Err() != nil {
+		// API servers ask until they have heard that this replica is not ready any more.
+		<-drained
+	}
 	return err
 }
 
@@ -522,22 +562,24 @@ func (d *daemon) lead(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("finding an identity for the lease: %w", err)
 	}
-	holding, release := context.WithCancel(context.WithoutCancel(ctx))
-	defer release()
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: d.config.namespace, Name: programName},
+		Client:     d.leases.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: hostname + "_" + string(uuid.NewUUID())},
+	}
+	holding, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: d.config.namespace, Name: programName},
-			Client:     d.leases.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: hostname + "_" + string(uuid.NewUUID())},
-		},
-		Name:            programName,
-		LeaseDuration:   leaseDuration,
-		RenewDeadline:   renewDeadline,
-		RetryPeriod:     retryPeriod,
-		ReleaseOnCancel: true,
+		Lock:          lock,
+		Name:          programName,
+		LeaseDuration: leaseDuration,
+		RenewDeadline: renewDeadline,
+		RetryPeriod:   retryPeriod,
+		// Not ReleaseOnCancel: it releases a lease that could not be renewed in time before
+		// it ends the context of the work.
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(leading context.Context) {
-				defer release()
+				defer stop()
 				d.work(ctx, leading)
 			},
 			OnStoppedLeading: func() {},
@@ -551,24 +593,42 @@ func (d *daemon) lead(ctx context.Context) error {
 	for _, c := range append(slices.Clone(d.controllers), d.sweeps) {
 		reconcile := c.reconcile
 		c.reconcile = func(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
-			if !elector.IsLeader() || elector.Check(0) != nil {
+			if !elector.IsLeader() || elector.Check(renewDeadline-leaseDuration) != nil {
 				return 0, errLeaseLost
 			}
 			return reconcile(ctx, key, wanted)
 		}
 	}
-	klog.FromContext(ctx).Info("Waiting for the lease", "lease", klog.KRef(d.config.namespace, programName))
 	// Whoever waits has nothing to finish.
 	defer context.AfterFunc(ctx, func() {
 		if !elector.IsLeader() {
-			release()
+			stop()
 		}
 	})()
 	elector.Run(holding)
 	if holding.Err() == nil {
 		return errLeaseLost
 	}
+	if err := releaseLease(context.WithoutCancel(ctx), lock); err != nil {
+		klog.FromContext(ctx).Error(err, "Could not release the lease, another replica has to wait until it expires")
+	}
 	return nil
+}
+
+// releaseLease gives the lease back if this replica holds it.
+func releaseLease(ctx context.Context, lock resourcelock.Interface) error {
+	record, _, err := lock.Get(ctx)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading lease %s: %w", lock.Describe(), err)
+	}
+	if record.HolderIdentity != lock.Identity() {
+		return nil
+	}
+	record.HolderIdentity, record.LeaseDurationSeconds = "", 1
+	return wrapf(lock.Update(ctx, *record), "releasing lease %s", lock.Describe())
 }
 
 // work works until ctx ends, then lets running passes finish; the end of passes cuts them off.
@@ -649,6 +709,9 @@ func serve(ctx context.Context, wg *sync.WaitGroup, name, address string, handle
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("listening for %s on %s: %w", name, address, err)
+	}
+	if config != nil {
+		listener = netutil.LimitListener(listener, maxWebhookConnections)
 	}
 	logger := klog.FromContext(ctx)
 	logger.Info("Serving "+name, "address", listener.Addr().String())

@@ -18,7 +18,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -29,7 +32,9 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	metadatafake "k8s.io/client-go/metadata/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
 )
@@ -300,6 +305,14 @@ func TestNotReady(t *testing.T) {
 	}
 }
 
+// A replica that is killed is replaced within 20 seconds, however unlucky the moment.
+func TestHandOverAfterACrash(t *testing.T) {
+	look := time.Duration((1 + leaderelection.JitterFactor) * float64(retryPeriod))
+	if worst := leaseDuration + 2*look; worst >= 20*time.Second {
+		t.Errorf("it may take %s", worst)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	defer func(before string) { version = before }(version)
 	version = "v1.2.3"
@@ -493,4 +506,66 @@ func mainTestBareDaemon(t *testing.T, healthAddress string) *daemon {
 		}
 	})
 	return d
+}
+
+// A leader whose lease cannot be renewed has ended its work before another one begins.
+func TestLostLeaseEndsTheWorkFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core := fake.NewClientset()
+		var first atomic.Pointer[string]
+		var failing atomic.Bool
+		core.PrependReactor("update", "leases", func(action clienttesting.Action) (bool, runtime.Object, error) {
+			lease := action.(clienttesting.UpdateAction).GetObject().(*coordinationv1.Lease)
+			if lease.Spec.HolderIdentity != nil && failing.Load() && *lease.Spec.HolderIdentity == *first.Load() {
+				return true, nil, errors.New("the API server cannot be reached")
+			}
+			return false, nil, nil
+		})
+		// A pass lasts until it is cut off.
+		replica := func() (d *daemon, began, ended chan time.Time) {
+			began, ended = make(chan time.Time, 10), make(chan time.Time, 10)
+			d = &daemon{config: mainTestConfig(t, "--leader-elect"), leases: core, core: core, metrics: newMetrics()}
+			c := newController("passes", d.metrics)
+			c.reconcile = func(ctx context.Context, _ cache.ObjectName, _ bool) (time.Duration, error) {
+				began <- time.Now()
+				<-ctx.Done()
+				// What it is at needs a moment to end.
+				time.Sleep(3 * retryPeriod)
+				ended <- time.Now()
+				return 0, ctx.Err()
+			}
+			c.enqueue(cache.ObjectName{Name: "object"})
+			d.controllers, d.sweeps = []*controller{c}, newController(resourceSweeps, d.metrics)
+			return d, began, ended
+		}
+		lost := make(chan error, 1)
+		d, began, ended := replica()
+		ctx, stop := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() { lost <- d.lead(ctx) })
+		<-began
+		lease, err := core.CoordinationV1().Leases("own").Get(ctx, programName, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first.Store(lease.Spec.HolderIdentity)
+
+		other, otherBegan, _ := replica()
+		all.Go(func() { _ = other.lead(ctx) })
+		time.Sleep(5 * retryPeriod)
+		failing.Store(true)
+		if cut, taken := <-ended, <-otherBegan; !cut.Before(taken) {
+			t.Errorf("the first pass ended at %s, after the other began at %s", cut, taken)
+		}
+		if err := <-lost; !errors.Is(err, errLeaseLost) {
+			t.Errorf("the first ended with %v", err)
+		}
+		stop()
+		all.Wait()
+		// The work ended, so the lease is free at once.
+		lease, err = core.CoordinationV1().Leases("own").Get(context.WithoutCancel(ctx), programName, metav1.GetOptions{})
+		if err != nil || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != "" {
+			t.Errorf("the lease after the end: %+v, %v", lease.Spec, err)
+		}
+	})
 }

@@ -429,7 +429,8 @@ func parseRetentionDays(path *field.Path, value string, limit int32) (int32, err
 	}
 	period, err := time.ParseDuration(value)
 	switch {
-	case err != nil:
+	// The ValidatingAdmissionPolicy can read no longer one.
+	case err != nil, len(value) >= 300:
 		return 0, configErrorf("%s %q is not a duration up to %dh: write whole days in hours, such as \"96h\"", path, strings.ToValidUTF8(value, "?"), int64(limit)*24)
 	case period < day:
 		return 0, configErrorf("%s is %s, must be at least 24h", path, value)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -29,14 +30,15 @@ const (
 	// webhookPath is where the API server sends its reviews.
 	webhookPath = "/validate"
 
-	// maxReviewBytes: the API server takes at most 3 MiB for an object, and a review has
-	// the old and the new one.
-	maxReviewBytes = 7 << 20
-	// Large reviews, which hardly exist, share maxLargeBytes until they are answered: anybody
-	// in the cluster may send some, and decoded they take ten times the memory. The others
-	// never wait for them.
-	largeReviewBytes = 128 << 10
-	maxLargeBytes    = 2 * maxReviewBytes
+	// maxReviewBytes: etcd takes at most 1.5 MiB for an object, and a review has the old and
+	// the new one.
+	maxReviewBytes = 7 << 19
+	// Anybody in the cluster may send reviews, and decoded they may take thirty times the
+	// memory. So all that are being worked on share these: the large ones, which hardly
+	// exist, one budget, and the others one that they cannot take away.
+	largeReviewBytes = 64 << 10
+	maxLargeBytes    = maxReviewBytes
+	maxSmallBytes    = 2 << 20
 
 	// maxWarningBytes: an API server cuts the warnings of a request to 256 characters each
 	// once they are too many (kubernetes/kubernetes
@@ -79,9 +81,28 @@ type webhook struct {
 	// entries reads BackupEntries from the API server.
 	entries dynamic.ResourceInterface
 	metrics *metrics
-	// large is how many bytes all large requests being worked on have.
-	large atomic.Int64
+	// buckets reads BackupBuckets from the API server.
+	buckets dynamic.ResourceInterface
+	// small and large are how many bytes all requests being worked on have.
+	small, large budget
+	// lookups lets one lookup of BackupEntries run at a time, which is enough for deletions
+	// and no more than that for anybody who makes reviews up.
+	lookups chan struct{}
 }
+
+// budget is a number of bytes that requests share.
+type budget struct{ used atomic.Int64 }
+
+// take says whether there are that many left below a limit; if so they have to be given back.
+func (b *budget) take(size, limit int64) bool {
+	if b.used.Add(size) <= limit {
+		return true
+	}
+	b.used.Add(-size)
+	return false
+}
+
+func (b *budget) giveBack(size int64) { b.used.Add(-size) }
 
 // verdict is the answer to a review. The zero value allows.
 type verdict struct {
@@ -106,14 +127,18 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			http.Error(rw, "the review panicked", http.StatusInternalServerError)
 		}
 	}()
-	size := largeSize(r)
-	defer w.large.Add(-size)
-	full := w.large.Add(size) > maxLargeBytes && size > 0
+	shared, size, limit := w.share(r)
+	full := !shared.take(size, limit)
+	if !full {
+		defer shared.giveBack(size)
+	}
 	review, code, err := w.read(rw, r, full)
 	if err != nil {
 		w.metrics.admissionReviews.WithLabelValues(labelOther, labelOther, outcomeRefused).Inc()
 		if code == http.StatusServiceUnavailable {
 			rw.Header().Set("Retry-After", "1")
+			// Else the server reads the body that there is no place for.
+			rw.Header().Set("Connection", "close")
 		}
 		http.Error(rw, err.Error(), code)
 		return
@@ -132,20 +157,23 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// largeSize is what of maxLargeBytes a request takes.
-func largeSize(r *http.Request) int64 {
+// share is what a request takes of which budget.
+func (w *webhook) share(r *http.Request) (shared *budget, size, limit int64) {
 	switch size := r.ContentLength; {
 	case size < 0:
-		return maxReviewBytes
-	case size <= largeReviewBytes, size > maxReviewBytes:
-		return 0
+		return &w.large, maxReviewBytes, maxLargeBytes
+	case size > maxReviewBytes:
+		// It is not read.
+		return &w.small, 0, maxSmallBytes
+	case size > largeReviewBytes:
+		return &w.large, size, maxLargeBytes
 	default:
-		return size
+		return &w.small, size, maxSmallBytes
 	}
 }
 
 // read returns the review that a request holds, or an HTTP status and what is wrong; full
-// says that there is no place for a large one.
+// says that there is no place for it.
 func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*admissionv1.AdmissionReview, int, error) {
 	if r.Method != http.MethodPost {
 		rw.Header().Set("Allow", http.MethodPost)
@@ -159,7 +187,7 @@ func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*adm
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
 	}
 	if full {
-		return nil, http.StatusServiceUnavailable, errors.New("too many large reviews at the same time, try again")
+		return nil, http.StatusServiceUnavailable, errors.New("too many reviews at the same time, try again")
 	}
 	// It ends with the body, so that the review has all its time.
 	_ = http.NewResponseController(rw).SetReadDeadline(time.Now().Add(readTimeout))
@@ -410,14 +438,33 @@ func (w *webhook) judgeDeletion(ctx context.Context, b *backupBucket) verdict {
 	if !w.responsible(&b.object) || b.DeletionTimestamp != nil {
 		return verdict{}
 	}
-	entry, err := referringEntry(ctx, w.entries, b.Name)
+	entry, err := w.user(ctx, b)
 	switch {
 	case err != nil:
-		klog.FromContext(ctx).Error(err, "Could not judge the deletion of a BackupBucket", "name", b.Name)
+		klog.FromContext(ctx).Error(err, "Could not judge the deletion of a BackupBucket", "name", shortened(b.Name))
 		return deny(http.StatusInternalServerError, reasonLookup, "whether a BackupEntry still refers to BackupBucket %s could not be found out, try again: %v", b.Name, err)
 	case entry != "":
 		return deny(http.StatusConflict, reasonInUse, "BackupBucket %s cannot be deleted while BackupEntry %s refers to it: delete that first", b.Name, entry)
 	default:
 		return verdict{}
 	}
+}
+
+// user is the BackupEntry that refers to a bucket, empty if there is none. Only for a bucket
+// that exists are all BackupEntries read.
+func (w *webhook) user(ctx context.Context, b *backupBucket) (string, error) {
+	select {
+	case w.lookups <- struct{}{}:
+		defer func() { <-w.lookups }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("waiting for other lookups: %w", ctx.Err())
+	}
+	live, err := w.buckets.Get(ctx, b.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && live.GetUID() != b.UID {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the BackupBucket: %w", err)
+	}
+	return referringEntry(ctx, w.entries, b.Name)
 }

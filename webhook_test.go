@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +34,7 @@ import (
 
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -58,9 +60,28 @@ var (
 func newTestWebhook(entries dynamic.ResourceInterface) *webhook {
 	return &webhook{
 		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure}, classes: []string{"shoot", "garden"}},
+		buckets:   liveBucket{uid: testObject(kindBackupBucket, "b", "secret").GetUID()},
 		entries:   entries,
 		metrics:   newMetrics(),
+		lookups:   make(chan struct{}, 1),
 	}
+}
+
+// held is how many bytes requests have taken.
+func held(w *webhook) int64 { return w.small.used.Load() + w.large.used.Load() }
+
+// liveBucket is a client that has one BackupBucket, whatever its name, or an error.
+type liveBucket struct {
+	dynamic.ResourceInterface
+	uid types.UID
+	err error
+}
+
+func (b liveBucket) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...string) (*unstructured.Unstructured, error) {
+	u := &unstructured.Unstructured{}
+	u.SetName(name)
+	u.SetUID(b.uid)
+	return u, b.err
 }
 
 // listStub is a client that can do nothing but list.
@@ -1057,6 +1078,50 @@ func TestWebhookDeletionReadsAllPages(t *testing.T) {
 	}
 }
 
+// Only for a bucket that exists are all entries read, and for one request at a time.
+func TestWebhookLooksUpOnlyWhatExists(t *testing.T) {
+	request := reviewRequest(bucketsGVR, admissionv1.Delete, testObject(kindBackupBucket, "b", "secret"), nil)
+	for name, test := range map[string]struct {
+		live liveBucket
+		want string
+	}{
+		"gone":            {live: liveBucket{err: apierrors.NewNotFound(bucketsGVR.GroupResource(), "b")}},
+		"another one now": {live: liveBucket{uid: "another"}},
+		"cannot be read":  {live: liveBucket{err: errors.New("etcd is on holiday")}, want: reasonLookup},
+	} {
+		w := newTestWebhook(listStub{})
+		w.buckets = test.live
+		response := reviewed(t, w, request)
+		if denial, _ := counted(t, w, "backupbuckets.extensions.gardener.cloud"); response.Allowed != (test.want == "") || denial != test.want {
+			t.Errorf("%s: %+v, counted %q", name, response, denial)
+		}
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int64
+		w := newTestWebhook(listStub{list: func(context.Context, metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+			if now := running.Add(1); now > most.Load() {
+				most.Store(now)
+			}
+			time.Sleep(time.Second)
+			running.Add(-1)
+			return &unstructured.UnstructuredList{}, nil
+		}})
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				if response := reviewed(t, w, request); !response.Allowed {
+					t.Error(response.Result)
+				}
+			})
+		}
+		all.Wait()
+		if most.Load() != 1 {
+			t.Errorf("%d lookups at the same time", most.Load())
+		}
+	})
+}
+
 // A lookup that hangs ends before the API server stops waiting, and denies.
 func TestWebhookDeletionTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1098,10 +1163,10 @@ func TestWebhookHTTP(t *testing.T) {
 		{name: "unknown field", body: edited(`"operation"`, `"foo":{"bar":[1]},"operation"`), want: 200},
 		{name: "at the limit", body: padded(maxReviewBytes), want: 200},
 		{name: "at the limit, chunked", body: padded(maxReviewBytes), chunked: true, want: 200},
-		{name: "above the limit", body: padded(maxReviewBytes + 1), want: 413, message: "the review is larger than 7340032 bytes"},
-		{name: "above the limit, chunked", body: padded(maxReviewBytes + 1), chunked: true, want: 413, message: "the review is larger than 7340032 bytes"},
-		{name: "10 MB", body: padded(10 << 20), want: 413, message: "the review is larger than 7340032 bytes"},
-		{name: "10 MB, chunked", body: padded(10 << 20), chunked: true, want: 413, message: "the review is larger than 7340032 bytes"},
+		{name: "above the limit", body: padded(maxReviewBytes + 1), want: 413, message: "the review is larger than 3670016 bytes"},
+		{name: "above the limit, chunked", body: padded(maxReviewBytes + 1), chunked: true, want: 413, message: "the review is larger than 3670016 bytes"},
+		{name: "10 MB", body: padded(10 << 20), want: 413, message: "the review is larger than 3670016 bytes"},
+		{name: "10 MB, chunked", body: padded(10 << 20), chunked: true, want: 413, message: "the review is larger than 3670016 bytes"},
 
 		{name: "GET", method: "GET", body: allowed, want: 405, message: "only POST is understood here"},
 		{name: "PUT", method: "PUT", body: allowed, want: 405, message: "only POST is understood here"},
@@ -1162,7 +1227,7 @@ func TestWebhookHTTP(t *testing.T) {
 			if recorder.Code != test.want {
 				t.Fatalf("%d: %s", recorder.Code, recorder.Body)
 			}
-			if got := w.large.Load(); got != 0 {
+			if got := held(w); got != 0 {
 				t.Errorf("%d bytes are still held", got)
 			}
 			if test.want == http.StatusOK {
@@ -1189,7 +1254,7 @@ func TestWebhookHTTP(t *testing.T) {
 // Anybody can make the daemon write a log, but not an endless one.
 func TestWebhookLogsAreCut(t *testing.T) {
 	logger := ktesting.NewLogger(ktesting.NopTL{}, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	endless := strings.Repeat("x", 1<<20)
+	endless := strings.Repeat("x", 1<<18)
 	request := reviewRequest(schema.GroupVersionResource{Group: endless, Version: endless, Resource: endless}, admissionv1.Operation(endless), nil, nil)
 	request.Name, request.UserInfo.Username = endless, endless
 	r := postedReview(reviewBody(t, request))
@@ -1215,7 +1280,7 @@ func TestWebhookPanic(t *testing.T) {
 	if got := queueTestSeries(t, w.metrics, "bucketwarden_reconcile_panics_total", "resource", "reviews"); got != 1 {
 		t.Errorf("counted %v panics", got)
 	}
-	if got := w.large.Load(); got != 0 {
+	if got := held(w); got != 0 {
 		t.Errorf("%d bytes are still held", got)
 	}
 }
@@ -1386,13 +1451,14 @@ func TestWebhookSlowClients(t *testing.T) {
 			send(t, c, maxReviewBytes, "{")
 			stalled = append(stalled, c)
 		}
-		for range 50 {
+		const small = maxSmallBytes/largeReviewBytes - 1
+		for range small {
 			c := listener.dial()
 			send(t, c, largeReviewBytes, "{")
 			stalled = append(stalled, c)
 		}
 		synctest.Wait()
-		if got := w.large.Load(); got != maxLargeBytes {
+		if got := held(w); got != maxLargeBytes+small*largeReviewBytes {
 			t.Errorf("%d bytes are held", got)
 		}
 		if response, text := ask(large); response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") != "1" || !strings.Contains(text, "try again") {
@@ -1401,9 +1467,20 @@ func TestWebhookSlowClients(t *testing.T) {
 		if response, text := ask(body); response.StatusCode != http.StatusOK || !strings.Contains(text, `"allowed":true`) {
 			t.Errorf("a small one: %d %s", response.StatusCode, text)
 		}
-		if got := w.large.Load(); got != maxLargeBytes {
+		if got := held(w); got != maxLargeBytes+small*largeReviewBytes {
 			t.Errorf("%d bytes are held after a refusal", got)
 		}
+		for range 2 {
+			c := listener.dial()
+			send(t, c, largeReviewBytes-1, "{")
+			synctest.Wait()
+			stalled = append(stalled, c)
+		}
+		// Not the stalled ones that had a place, but the last, which had none.
+		if response, _ := receive(t, stalled[len(stalled)-1]); response.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("beyond what small ones may have: %d", response.StatusCode)
+		}
+		stalled = stalled[:len(stalled)-1]
 		start := time.Now()
 		for _, c := range stalled {
 			response, text := receive(t, c)
@@ -1416,7 +1493,7 @@ func TestWebhookSlowClients(t *testing.T) {
 			t.Errorf("stalled clients are kept for %s", waited)
 		}
 		synctest.Wait()
-		if got := w.large.Load(); got != 0 {
+		if got := held(w); got != 0 {
 			t.Errorf("%d bytes are held after all have gone", got)
 		}
 		if response, text := ask(large); response.StatusCode != http.StatusOK {
@@ -1470,12 +1547,12 @@ func TestWebhookClientGoesAway(t *testing.T) {
 		c := listener.dial()
 		send(t, c, maxReviewBytes, "{")
 		synctest.Wait()
-		if got := w.large.Load(); got != maxReviewBytes {
+		if got := held(w); got != maxReviewBytes {
 			t.Errorf("%d bytes are held", got)
 		}
 		_ = c.Close()
 		synctest.Wait()
-		if got := w.large.Load(); got != 0 {
+		if got := held(w); got != 0 {
 			t.Errorf("%d bytes are held of a client that is gone", got)
 		}
 
@@ -1716,7 +1793,7 @@ func FuzzReview(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		recorder := httptest.NewRecorder()
 		w.ServeHTTP(recorder, postedReview(body))
-		if held := w.large.Load(); held != 0 {
+		if held := held(w); held != 0 {
 			t.Fatalf("%d bytes are held", held)
 		}
 		if recorder.Code != http.StatusOK {

@@ -23,15 +23,9 @@ var (
 	gardenBuckets = schema.GroupVersionResource{Group: "core.gardener.cloud", Version: "v1beta1", Resource: "backupbuckets"}
 )
 
-// warnings keeps those of a client.
-type warnings []string
-
-// HandleWarningHeader implements rest.WarningHandler.
-func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
-
 // startGarden starts a garden cluster with a bucketwarden that serves admission only, as the
 // chart configures it there.
-func startGarden(t *testing.T) (dynamic.Interface, *warnings) {
+func startGarden(t *testing.T) (dynamic.Interface, *warningRecorder) {
 	t.Helper()
 	cluster, err := env.StartKube(t.Context(), binaries.Testkube)
 	must(t, err)
@@ -47,7 +41,11 @@ func startGarden(t *testing.T) (dynamic.Interface, *warnings) {
 			if err != nil {
 				return err
 			}
-			for _, o := range decodeYAML(t, rendered) {
+			objects, err := env.DecodeYAML(rendered)
+			if err != nil {
+				return err
+			}
+			for _, o := range objects {
 				if o.GetKind() != "ValidatingWebhookConfiguration" {
 					continue
 				}
@@ -64,8 +62,8 @@ func startGarden(t *testing.T) (dynamic.Interface, *warnings) {
 	})
 	must(t, err)
 	t.Cleanup(d.Kill)
-	config, seen := rest.CopyConfig(cluster.Config), &warnings{}
-	config.WarningHandler = seen
+	config, seen := rest.CopyConfig(cluster.Config), &warningRecorder{}
+	config.WarningHandlerWithContext = seen
 	client, err := dynamic.NewForConfig(config)
 	must(t, err)
 	eventually(t, "the webhook is asked", func(ctx context.Context) error {
@@ -138,7 +136,7 @@ func TestAdmissionInTheGarden(t *testing.T) {
 					must(t, err)
 					before := o.GetResourceVersion()
 					o.Object["spec"] = resource.make(test.name, test.provider, test.new).Object["spec"]
-					*seen = nil
+					seen.take()
 					_, err = c.Update(t.Context(), o, metav1.UpdateOptions{DryRun: dryRun})
 					replace := strings.NewReplacer("PATH", resource.path)
 					switch denied := replace.Replace(test.denied); {
@@ -147,9 +145,11 @@ func TestAdmissionInTheGarden(t *testing.T) {
 					case denied != "" && (err == nil || !strings.Contains(err.Error(), denied) || !strings.Contains(err.Error(), resource.path)):
 						t.Errorf("got %v, want %q", err, denied)
 					}
-					if warned := replace.Replace(test.warned); (warned == "") != (len(*seen) == 0) || warned != "" && !strings.Contains((*seen)[0], warned) {
-						t.Errorf("warnings %q, want %q", *seen, warned)
+					var warned []string
+					if test.warned != "" {
+						warned = []string{replace.Replace(test.warned)}
 					}
+					checkWarnings(t, seen.take(), warned)
 					o, err = c.Get(t.Context(), test.name, metav1.GetOptions{})
 					must(t, err)
 					if changed := o.GetResourceVersion() != before; changed != (test.denied == "" && dryRun == nil) {

@@ -666,6 +666,14 @@ func TestRequestsOfAVerification(t *testing.T) {
 	create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, name)
 	d.awaitPassesSince(t, "backupbuckets", 0, 1)
+	// The last thing that there is to tell; the log comes through a pipe.
+	eventually(t, "the lock is in the log", func(context.Context) error {
+		if !strings.Contains(d.Log(), "Locked the bucket's policy") {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	log := d.Log()
 	// First the passes, and last in the end: those in between count for more requests.
 	passes := d.passes(t, "backupbuckets")
 	written, requests := d.requests(t, writes...), d.requests(t)
@@ -681,6 +689,9 @@ func TestRequestsOfAVerification(t *testing.T) {
 	// One more may just be at work. The sweep after it lists tombstones and reads the secret.
 	if sum > 4*(passes+1) || float64(counts["ListObjectVersions"]) > passes+1 || requests > 2*(passes+1) || written != 0 {
 		t.Errorf("%v verifications took %v store requests %v, %v API requests, %v of them writes", passes, sum, counts, requests, written)
+	}
+	if said := strings.TrimPrefix(d.Log(), log); said != "" {
+		t.Errorf("%v verifications of a healthy bucket are not silent:\n%s", passes, said)
 	}
 }
 

@@ -2,8 +2,7 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
-	"io"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	apitypes "k8s.io/apimachinery/pkg/types"
-	k8syaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -125,20 +123,9 @@ func TestDeployManifestsAreCurrent(t *testing.T) {
 
 func decodeYAML(t *testing.T, content []byte) []*unstructured.Unstructured {
 	t.Helper()
-	var objects []*unstructured.Unstructured
-	for decoder := k8syaml.NewYAMLOrJSONDecoder(bytes.NewReader(content), 4096); ; {
-		o := &unstructured.Unstructured{}
-		err := decoder.Decode(&o.Object)
-		if errors.Is(err, io.EOF) {
-			return objects
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(o.Object) > 0 {
-			objects = append(objects, o)
-		}
-	}
+	objects, err := env.DecodeYAML(content)
+	must(t, err)
+	return objects
 }
 
 // What is in deploy/ is what the API server accepts, without a single unknown field.
@@ -302,9 +289,8 @@ func checkPodSecurity(t *testing.T, cluster *env.Kube, manifests []byte) {
 		_, err := cluster.Client.CoreV1().Pods(namespace.Name).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		return err
 	}
-	if err := create(); err != nil {
-		t.Errorf("the pod: %v", err)
-	}
+	// Admission does not know the PriorityClass at once.
+	eventually(t, "the pod is accepted", func(context.Context) error { return create() })
 	security := spec.Containers[0].SecurityContext
 	if security.ReadOnlyRootFilesystem == nil || !*security.ReadOnlyRootFilesystem {
 		t.Error("the root file system is not read-only")

@@ -1,10 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -59,27 +64,100 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 	namespace := newName("own")
 	createNamespace(t, namespace, nil)
 	d := startDaemon(t, "--kubeconfig="+documentedAccount(t, namespace), "--namespace="+namespace, "--leader-elect")
+	// They tell which credentials were used for what.
+	bucketStore, entryStore := startProxy(t, minio), startProxy(t, minio)
 	bucket := newName("backups")
-	createBucket(t, bucketObject(bucket, d.kind, nil))
+	writeSecret(t, secretName(buckets, bucket), minio.SecretData(bucketStore.URL))
+	create(t, buckets, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("governance", "24h"))))
 	waitHealthy(t, buckets, bucket)
 	awaitEvent(t, "BucketCreated", bucket)
+	reconcile(t, buckets, bucket, setImmutability(nil))
+	waitHealthy(t, buckets, bucket)
 	entry, _ := newShoot(t)
-	createEntry(t, entryObject(entry, d.kind, bucket))
+	writeSecret(t, secretName(entries, entry), minio.SecretData(entryStore.URL))
+	create(t, entries, entryObject(entry, d.kind, bucket))
 	waitHealthy(t, entries, entry)
 	reconcile(t, entries, entry, nil)
 	waitHealthy(t, entries, entry)
 	for range 2 {
 		writeSecret(t, secretName(entries, entry), map[string][]byte{
-			"accessKeyID": []byte(minio.AccessKeyID), "secretAccessKey": []byte(minio.SecretAccessKey), "endpoint": []byte(minio.Endpoint), "s3ForcePathStyle": []byte("true")})
+			"accessKeyID": []byte(minio.AccessKeyID), "secretAccessKey": []byte(minio.SecretAccessKey), "endpoint": []byte(entryStore.URL), "s3ForcePathStyle": []byte("true")})
 		reconcile(t, entries, entry, nil)
 		waitHealthy(t, entries, entry)
 	}
+	// What is under legal hold stays, and is asked about when the entry and the bucket are deleted.
+	key := entry + "/etcd-main/v2/Full"
+	putObject(t, bucket, key, noRetention)
+	hold := func(status types.ObjectLockLegalHoldStatus) {
+		t.Helper()
+		_, err := store.PutObjectLegalHold(t.Context(), &s3.PutObjectLegalHoldInput{Bucket: &bucket, Key: &key, LegalHold: &types.ObjectLockLegalHold{Status: status}})
+		must(t, err)
+	}
+	hold(types.ObjectLockLegalHoldStatusOn)
 	remove(t, entries, entry)
 	waitGone(t, entries, entry)
 	remove(t, buckets, bucket)
+	eventually(t, "the bucket waits for the end of the legal hold", func(context.Context) error {
+		if bucketStore.Counts()["GetObjectLegalHold"] == 0 {
+			return errors.New("nobody has asked for it")
+		}
+		return nil
+	})
+	hold(types.ObjectLockLegalHoldStatusOff)
+	reconcile(t, buckets, bucket, nil)
 	waitGone(t, buckets, bucket)
 	awaitEvent(t, "BucketDeleted", bucket)
 	checkNothingForbidden(t, d)
+
+	roles := documentedRoles(t)
+	checkActions(t, "the policy of a BackupBucket on AWS", roles[0].allowed(), append(neededOnS3(t, bucketStore),
+		// Of a bucket without object lock.
+		"s3:ListBucket", "s3:GetBucketVersioning",
+		// MinIO has no public access block; bucket policies are for HTTPS.
+		"s3:PutBucketPublicAccessBlock", "s3:GetBucketPolicy", "s3:PutBucketPolicy",
+		// MinIO lists the uploads of a single key only.
+		"s3:AbortMultipartUpload"))
+	checkActions(t, "the policy of a BackupEntry on AWS", roles[1].allowed(), append(neededOnS3(t, entryStore),
+		"s3:AbortMultipartUpload",
+		// For etcd-backup-restore, in part such versions of it as make use of object lock
+		// (gardener/etcd-backup-restore pkg/snapstore/s3_snapstore.go).
+		"s3:ListBucket", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration", "s3:GetObject", "s3:GetObjectVersion",
+		"s3:GetObjectTagging", "s3:GetObjectVersionTagging", "s3:ListMultipartUploadParts"))
+}
+
+// s3Actions are the actions that operations need
+// (docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html, and each
+// operation's page in docs.aws.amazon.com/AmazonS3/latest/API).
+var s3Actions = map[string][]string{
+	"AbortMultipartUpload": {"s3:AbortMultipartUpload"},
+	// With object lock.
+	"CreateBucket":               {"s3:CreateBucket", "s3:PutBucketObjectLockConfiguration", "s3:PutBucketVersioning"},
+	"DeleteBucket":               {"s3:DeleteBucket"},
+	"DeleteObjects":              {"s3:DeleteObject", "s3:DeleteObjectVersion"},
+	"GetBucketEncryption":        {"s3:GetEncryptionConfiguration"},
+	"GetBucketVersioning":        {"s3:GetBucketVersioning"},
+	"GetObjectLegalHold":         {"s3:GetObjectLegalHold"},
+	"GetObjectLockConfiguration": {"s3:GetBucketObjectLockConfiguration"},
+	"GetObjectRetention":         {"s3:GetObjectRetention"},
+	"GetPublicAccessBlock":       {"s3:GetBucketPublicAccessBlock"},
+	"HeadBucket":                 {"s3:ListBucket"},
+	"ListMultipartUploads":       {"s3:ListBucketMultipartUploads"},
+	"ListObjectVersions":         {"s3:ListBucketVersions"},
+	"PutBucketEncryption":        {"s3:PutEncryptionConfiguration"},
+	"PutObject":                  {"s3:PutObject"},
+	"PutObjectLockConfiguration": {"s3:PutBucketObjectLockConfiguration"},
+}
+
+// neededOnS3 are the actions that the requests of a proxy need.
+func neededOnS3(t *testing.T, proxy *env.Proxy) (needed []string) {
+	t.Helper()
+	for operation := range proxy.Counts() {
+		if s3Actions[operation] == nil {
+			t.Errorf("nobody knows which action %s needs", operation)
+		}
+		needed = append(needed, s3Actions[operation]...)
+	}
+	return needed
 }
 
 func checkNothingForbidden(t *testing.T, d *daemon) {
@@ -89,27 +167,62 @@ func checkNothingForbidden(t *testing.T, d *daemon) {
 	}
 }
 
-// documentedActions are the actions of the role that docs/security.md tells operators to grant.
-func documentedActions(t *testing.T) map[string]bool {
+// documentedRole is a policy of AWS or a role of Azure.
+type documentedRole struct {
+	Statement []struct {
+		Effect string
+		Action []string
+	}
+	Actions []string
+}
+
+func (r documentedRole) allowed() []string {
+	allowed := r.Actions
+	for _, statement := range r.Statement {
+		if statement.Effect == "Allow" {
+			allowed = append(allowed, statement.Action...)
+		}
+	}
+	return allowed
+}
+
+// documentedRoles are those that docs/security.md tells operators to grant: on AWS of a
+// BackupBucket, of a BackupEntry and for everybody else, then of a BackupBucket on Azure.
+func documentedRoles(t *testing.T) (roles []documentedRole) {
 	t.Helper()
-	actions := map[string]bool{}
 	blocks, _ := splitPage(t, "docs/security.md")
 	for _, b := range blocks {
-		var role struct{ Actions []string }
 		if b.language != "json" {
 			continue
 		}
+		var role documentedRole
 		if err := json.Unmarshal([]byte(b.text), &role); err != nil {
 			t.Fatalf("%s: %v", b, err)
 		}
-		for _, action := range role.Actions {
-			actions[strings.ToLower(action)] = true
-		}
+		roles = append(roles, role)
 	}
-	if len(actions) == 0 {
-		t.Fatal("no role in the document")
+	if len(roles) != 4 {
+		t.Fatalf("docs/security.md has %d roles", len(roles))
 	}
-	return actions
+	return roles
+}
+
+// checkActions checks that a documented role allows what is needed and nothing else.
+func checkActions(t *testing.T, role string, allowed, needed []string) {
+	t.Helper()
+	missing := func(of, from []string) []string {
+		of = slices.DeleteFunc(slices.Clone(of), func(a string) bool {
+			return slices.ContainsFunc(from, func(b string) bool { return strings.EqualFold(a, b) })
+		})
+		slices.Sort(of)
+		return slices.Compact(of)
+	}
+	if lacking := missing(needed, allowed); len(lacking) > 0 {
+		t.Errorf("docs/security.md: %s lacks %q", role, lacking)
+	}
+	if idle := missing(allowed, needed); len(idle) > 0 {
+		t.Errorf("docs/security.md: %s allows %q, which nothing needs", role, idle)
+	}
 }
 
 // azureActions are the actions that operations need
@@ -136,8 +249,7 @@ var azureActions = map[string]string{
 	"BlobContainers_DeleteImmutabilityPolicy":         "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/delete",
 	"BlobContainers_LockImmutabilityPolicy":           "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/lock/action",
 	"BlobContainers_ExtendImmutabilityPolicy":         "Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies/extend/action",
-	// Without this one the creation of the account tells.
-	"StorageAccounts_CheckNameAvailability": "",
+	"StorageAccounts_CheckNameAvailability":           "Microsoft.Storage/checknameavailability/read",
 	// The result of an operation belongs to whoever began it.
 	"Operations_Get": "",
 }
@@ -170,19 +282,18 @@ func TestAzureDocumentedPermissionsSuffice(t *testing.T) {
 	awaitEvent(t, "BucketDeleted", bucket)
 	checkNothingForbidden(t, d)
 
-	documented := documentedActions(t)
-	missing := map[string]bool{}
+	var needed []string
 	for _, r := range azure.Requests(bucket, "checkNameAvailability") {
 		action, known := azureActions[r.Operation]
 		switch {
 		case r.Plane != env.PlaneARM:
 		case !known:
 			t.Errorf("nobody knows which action %s needs", r.Operation)
-		case action != "" && !documented[strings.ToLower(action)]:
-			missing[action] = true
+		case action != "":
+			needed = append(needed, action)
 		}
 	}
-	for action := range missing {
-		t.Errorf("docs/security.md lacks the action %s", action)
-	}
+	checkActions(t, "the role on Azure", documentedRoles(t)[3].allowed(), append(needed,
+		// Where the resource group holds something else too.
+		"Microsoft.Storage/storageAccounts/delete"))
 }

@@ -229,26 +229,58 @@ func TestChartPermissions(t *testing.T) {
 			s.awaitGone(entries, shoot)
 			must(t, s.Delete(t.Context(), buckets, bucket))
 			s.awaitGone(buckets, bucket)
-
-			all := slices.Concat(permissions(s.clusterRole.Rules, ""), permissions(s.role.Rules, chartNamespace))
-			eventually(t, "every permission was used", func(context.Context) error {
-				unused := slices.Clone(all)
-				for _, r := range s.requests("bucketwarden") {
-					unused = slices.DeleteFunc(unused, func(p permission) bool { return p.covers(r) })
-				}
-				if len(unused) > 0 {
-					return fmt.Errorf("not used: %v", unused)
-				}
-				return nil
-			})
-			for _, r := range s.requests("bucketwarden") {
-				if r.ResponseStatus.Code == 403 {
-					t.Errorf("forbidden: %s %+v", r.Verb, r.ObjectRef)
-				}
-				if r.ObjectRef.Resource != "" && !slices.ContainsFunc(all, func(p permission) bool { return p.covers(r) }) {
-					t.Errorf("no rule for: %s %+v", r.Verb, r.ObjectRef)
-				}
-			}
+			s.checkPermissions()
 		})
 	}
+}
+
+// checkPermissions waits until every permission of the chart was used, and checks that
+// nothing else was asked for.
+func (s *chartSeed) checkPermissions() {
+	s.t.Helper()
+	all := slices.Concat(permissions(s.clusterRole.Rules, ""), permissions(s.role.Rules, chartNamespace))
+	eventually(s.t, "every permission was used", func(context.Context) error {
+		unused := slices.Clone(all)
+		for _, r := range s.requests("bucketwarden") {
+			unused = slices.DeleteFunc(unused, func(p permission) bool { return p.covers(r) })
+		}
+		if len(unused) > 0 {
+			return fmt.Errorf("not used: %v", unused)
+		}
+		return nil
+	})
+	for _, r := range s.requests("bucketwarden") {
+		if r.ResponseStatus.Code == 403 {
+			s.t.Errorf("forbidden: %s %+v", r.Verb, r.ObjectRef)
+		}
+		if r.ObjectRef.Resource != "" && !slices.ContainsFunc(all, func(p permission) bool { return p.covers(r) }) {
+			s.t.Errorf("no rule for: %s %+v", r.Verb, r.ObjectRef)
+		}
+	}
+}
+
+// Without controllers it only asks what uses a bucket, and for what its certificate needs.
+func TestChartPermissionsOfAdmissionAlone(t *testing.T) {
+	t.Parallel()
+	s := startChartSeed(t, "controllers=false")
+	s.start("bucketwarden", "--controllers=false", "--webhook-address=127.0.0.1:0", "--webhook-cert-lifetime=10s")
+	must(t, s.AwaitWebhook(t.Context(), timeout, "s3"))
+	bucket := newName("permissions")
+	must(t, s.Bucket(t.Context(), bucket, "s3", minio.Region, nil))
+	must(t, s.Entry(t.Context(), "shoot--foo--p--0a4f6f1c", bucket, "s3", minio.Region))
+	// Each a dry run, because where no webhook answers in time the write is let through.
+	eventually(t, "the deletion of a bucket that is in use is denied", func(ctx context.Context) error {
+		err := s.Dynamic.Resource(buckets).Delete(ctx, bucket, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+		if !apierrors.IsConflict(err) || !strings.Contains(err.Error(), "refers to it") {
+			return fmt.Errorf("got %v", err)
+		}
+		return nil
+	})
+	s.checkPermissions()
+	var used []string
+	for _, r := range s.requests("bucketwarden") {
+		used = append(used, r.ObjectRef.Resource)
+	}
+	slices.Sort(used)
+	mustEqual(t, "what the daemon asks for", slices.Compact(used), []string{"backupbuckets", "backupentries", "secrets", "validatingwebhookconfigurations"})
 }

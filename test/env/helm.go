@@ -30,6 +30,9 @@ func EnsureHelm(ctx context.Context, progress io.Writer) (Helm, error) {
 	return Helm{binary: binary, Chart: filepath.Join(filepath.Dir(b.module), "deploy", "chart")}, err
 }
 
+// Binary is the path of Helm.
+func (h Helm) Binary() string { return h.binary }
+
 // run returns what Helm prints; what it complains of is in the error.
 func (h Helm) run(ctx context.Context, args ...string) ([]byte, error) {
 	home, err := os.MkdirTemp("", "bucketwarden-helm-")

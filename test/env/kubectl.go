@@ -76,6 +76,3 @@ func (b *builder) kubectl(ctx context.Context) (string, error) {
 		return os.Rename(temporary, path)
 	})
 }
-
-// Binary is the path of Helm.
-func (h Helm) Binary() string { return h.binary }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -32,23 +33,33 @@ func Manifests(kind string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifests: %w", err)
 	}
-	var objects []*unstructured.Unstructured
-	decoder := k8syaml.NewYAMLOrJSONDecoder(bytes.NewReader(content), 4096)
-	for {
-		o := &unstructured.Unstructured{}
-		if err := decoder.Decode(&o.Object); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return nil, fmt.Errorf("decoding %s: %w", path, err)
-		}
-		if o.GetKind() == kind {
-			objects = append(objects, o)
-		}
+	objects, err := DecodeYAML(content)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() != kind })
 	if len(objects) == 0 {
 		return nil, fmt.Errorf("%s has no %s", path, kind)
 	}
 	return objects, nil
+}
+
+// DecodeYAML returns the objects of a file of manifests; empty documents are left out.
+func DecodeYAML(content []byte) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	for decoder := k8syaml.NewYAMLOrJSONDecoder(bytes.NewReader(content), 4096); ; {
+		o := &unstructured.Unstructured{}
+		err := decoder.Decode(&o.Object)
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("decoding manifests: %w", err)
+		}
+		if len(o.Object) > 0 {
+			objects = append(objects, o)
+		}
+	}
 }
 
 // InstallWebhook creates the ValidatingWebhookConfiguration of deploy/manifests.yaml for a

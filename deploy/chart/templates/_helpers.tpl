@@ -5,7 +5,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "bucketwarden.labels" -}}
 {{ include "bucketwarden.selector" . }}
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.Version | quote }}
+app.kubernetes.io/version: {{ .Values.image.tag | default (printf "v%s" .Chart.Version) | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 

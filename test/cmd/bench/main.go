@@ -138,6 +138,19 @@ func (b *bench) start(ctx context.Context, args ...string) (err error) {
 	return err
 }
 
+// startWithAdmission is start with the webhook, as the chart has it.
+func (b *bench) startWithAdmission(ctx context.Context) error {
+	return b.start(ctx, "--webhook-address=127.0.0.1:0", "--namespace="+env.GardenNamespace)
+}
+
+// stopWithAdmission also removes the webhook's configuration, which names a port.
+func (b *bench) stopWithAdmission(ctx context.Context) error {
+	if err := b.kube.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return fmt.Errorf("deleting the ValidatingWebhookConfiguration: %w", err)
+	}
+	return b.stop(ctx)
+}
+
 func (b *bench) stop(ctx context.Context) error {
 	daemon := b.daemon
 	b.daemon = nil
@@ -165,6 +178,22 @@ func (b *bench) settledRSS(ctx context.Context) (int64, error) {
 	return last, nil
 }
 
+// restingCPU is how much of a core the daemon needs while nothing happens.
+func (b *bench) restingCPU(ctx context.Context) (string, error) {
+	const span = 30 * time.Second
+	before, err := b.daemon.Value(ctx, "process_cpu_seconds_total")
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-time.After(span):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	after, err := b.daemon.Value(ctx, "process_cpu_seconds_total")
+	return fmt.Sprintf("%.1fm", (after-before)/span.Seconds()*1000), err
+}
+
 func mb(bytes int64) string { return fmt.Sprintf("%.0f MB", float64(bytes)/1e6) }
 
 // reconciled is how many passes over BackupEntries have succeeded.
@@ -189,7 +218,7 @@ func (b *bench) apiRequests(ctx context.Context) (all, writes float64, err error
 
 func (b *bench) idle(ctx context.Context) error {
 	progress("idle memory")
-	if err := b.start(ctx); err != nil {
+	if err := b.startWithAdmission(ctx); err != nil {
 		return err
 	}
 	rss, err := b.settledRSS(ctx)
@@ -197,7 +226,12 @@ func (b *bench) idle(ctx context.Context) error {
 		return err
 	}
 	b.row("resident memory, idle", "at most 40 MB", mb(rss))
-	return b.stop(ctx)
+	cpu, err := b.restingCPU(ctx)
+	if err != nil {
+		return err
+	}
+	b.row("CPU, idle", "", cpu)
+	return b.stopWithAdmission(ctx)
 }
 
 func (b *bench) verify(ctx context.Context) error {
@@ -662,14 +696,19 @@ func (b *bench) manyEntries(ctx context.Context, had, n int) error {
 	if err := b.stop(ctx); err != nil {
 		return err
 	}
-	if err := b.start(ctx); err != nil {
+	if err := b.startWithAdmission(ctx); err != nil {
 		return err
 	}
 	if rss, err = b.settledRSS(ctx); err != nil {
 		return err
 	}
 	b.row(fmt.Sprintf("resident memory with %d entries, after a restart", n), "at most 120 MB", mb(rss))
-	return b.stop(ctx)
+	cpu, err := b.restingCPU(ctx)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("CPU with %d entries and one bucket, at rest", n), "", cpu)
+	return b.stopWithAdmission(ctx)
 }
 
 // parallel calls do for 0..n-1 with a fixed number of workers and returns the first
@@ -696,7 +735,7 @@ func parallel(ctx context.Context, n int, do func(context.Context, int) error) e
 // invalid, and reads what the webhook itself and the API server measured.
 func (b *bench) admission(ctx context.Context, reviews, rate int) error {
 	progress("admission: %d reviews, %d/s", reviews, rate)
-	if err := b.start(ctx, "--webhook-address=127.0.0.1:0", "--namespace="+env.GardenNamespace); err != nil {
+	if err := b.startWithAdmission(ctx); err != nil {
 		return err
 	}
 	if err := b.kube.AwaitWebhook(ctx, patience, providerType); err != nil {
@@ -757,10 +796,7 @@ func (b *bench) admission(ctx context.Context, reviews, rate int) error {
 	b.row("the same, 99th percentile", "under 10 ms", fmt.Sprintf("%.2f ms", tail*1000))
 	b.row("the same, median and 99th percentile of the client's whole dry-run PATCH", "", fmt.Sprintf("%.1f ms, %.1f ms",
 		float64(trips[reviews/2].Microseconds())/1000, float64(trips[reviews*99/100].Microseconds())/1000))
-	if err := b.kube.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
-		return fmt.Errorf("deleting the ValidatingWebhookConfiguration: %w", err)
-	}
-	return b.stop(ctx)
+	return b.stopWithAdmission(ctx)
 }
 
 // handOver kills the one of two replicas that leads.

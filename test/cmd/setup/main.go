@@ -1,6 +1,6 @@
-// Command setup builds what the end-to-end tests run: kube-apiserver with etcd,
-// MinIO, kubectl, and bucketwarden with the race detector. They would do it by
-// themselves, but go test does not show the progress of a long build.
+// Command setup builds or fetches what the end-to-end tests run: kube-apiserver with etcd,
+// MinIO, Azurite, kubectl, Helm, Prometheus, and bucketwarden with the race detector. They
+// would do it by themselves, but go test does not show the progress of a long build.
 package main
 
 import (
@@ -15,16 +15,34 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	bin, err := env.EnsureBinaries(ctx, os.Stderr, "-race")
+	err := setup(ctx)
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+}
+
+func setup(ctx context.Context) error {
+	bin, err := env.EnsureBinaries(ctx, os.Stderr, "-race")
+	if err != nil {
+		return err
 	}
 	local, err := env.EnsureLocal(ctx, os.Stderr)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
-	fmt.Printf("testkube: %s\nminio: %s\nkubectl: %s\nbucketwarden with -race: %s\n", bin.Testkube, bin.MinIO, local.Kubectl, bin.Daemon)
+	helm, err := env.EnsureHelm(ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
+	prometheus, err := env.EnsurePrometheus(ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
+	for _, built := range [][2]string{{"testkube", bin.Testkube}, {"MinIO", bin.MinIO}, {"Azurite", bin.Azurite}, {"kubectl", local.Kubectl},
+		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"bucketwarden with -race", bin.Daemon}} {
+		fmt.Printf("%s: %s\n", built[0], built[1])
+	}
+	return nil
 }
