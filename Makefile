@@ -8,7 +8,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 .PHONY: build image manifests demo local test test-unit test-fuzz test-e2e bench lint
 
 build: ## the daemon, as ./bucketwarden
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o bucketwarden .
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.release=$(VERSION)' -o bucketwarden .
 
 image: PLATFORM = linux/$(shell go env GOARCH)
 image: IMAGE = bucketwarden

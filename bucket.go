@@ -52,6 +52,7 @@ type reconciler struct {
 	stores    stores
 	recorder  events.EventRecorder
 	metrics   *metrics
+	purges    *purges
 }
 
 // needsWork says that a pass has to reconcile, from what the object itself shows.
@@ -145,16 +146,19 @@ func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string
 		klog.FromContext(ctx).Info("Deleted objects", "bucket", bucket, "objects", result.Deleted, "bytes", result.DeletedBytes)
 		r.normal(obj, "ObjectsDeleted", "Delete", "Deleted %d object versions (%s) from bucket %s", result.Deleted, formatBytes(result.DeletedBytes), bucket)
 	}
-	if err == nil {
+	if err == nil && !result.Unfinished {
 		return 0, nil
 	}
-	if ctx.Err() != nil && result.Deleted > 0 {
-		description := fmt.Sprintf("Deleted %d object versions so far", result.Deleted)
+	if err == nil || ctx.Err() != nil && result.Deleted > 0 {
+		description := fmt.Sprintf("Deleted %d object versions in this pass, looked at %d so far, of which %d are retained", result.Deleted, result.Seen, result.Retained)
 		return time.Second, r.resource.waiting(ctx, o, operationTypeDelete, description, nil)
 	}
 	r.metrics.purgeFailures.WithLabelValues(bucket).Inc()
 	return 0, r.resource.failure(ctx, o, operationTypeDelete, err, nil)
 }
+
+// purgeName names the purge of what belongs to an object.
+func purgeName(o *object) string { return o.Kind + "/" + o.Name + "/" + string(o.UID) }
 
 // retained describes what a purge has left.
 func (result PurgeResult) retained() string {
@@ -1140,7 +1144,9 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
 		}
-		result, purgeErr := store.Purge(ctx, "", func(context.Context) error { return r.checkUnreferred(b) })
+		result, purgeErr := r.purges.run(ctx, store, purgeOrder{
+			bucket: b.Name, name: purgeName(&b.object), policy: recordedPolicy(b.ProviderStatus), uploads: true,
+			before: func(context.Context) error { return r.checkUnreferred(b) }})
 		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
 			return wait, err
 		}

@@ -345,7 +345,8 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	var result PurgeResult
 	err := cmp.Or(unused(ctx), openErr)
 	if err == nil {
-		result, err = objects.Purge(ctx, base+"/", unused)
+		result, err = r.purges.run(ctx, objects, purgeOrder{
+			bucket: e.BucketName, name: purgeName(&e.object), prefix: base + "/", policy: e.Recorded, before: unused, uploads: true})
 	}
 	var inUse *prefixInUseError
 	keep := func() (time.Duration, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -111,21 +112,21 @@ func newHarness(t *testing.T) *harness {
 		resource:  entryClient,
 		secrets:   &secrets{client: h.core, finalizer: finalizerBackupEntry},
 		objects:   index(),
-		admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+		admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
 	}}
 	h.buckets = &bucketReconciler{
 		reconciler: reconciler{
 			resource:  &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:   &secrets{client: h.core, finalizer: finalizerBackupBucket},
 			objects:   index(),
-			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
 		},
 		verifyInterval: testVerifyInterval,
 		sweeps:         sweeps,
 		entries:        h.entries.objects,
 		entriesClient:  entryClient,
 	}
-	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]plan{}}
+	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]sweepPlan{}}
 	return h
 }
 
@@ -712,12 +713,12 @@ type memStore struct {
 	offset time.Duration
 	// lag is how many reads of a changed policy still see the old one.
 	lag int
-	// purgeLimit is how many objects a Purge deletes before afterPurge is called and
-	// the Purge ends with its error; 0 is no limit.
-	purgeLimit int
-	afterPurge func() error
-	// batch is how many objects a Purge deletes at once, 1000 if it is 0. listed is called
-	// before each batch, deleting before each object of it.
+	// purgeLimit is how many objects are deleted before afterPurge is called, whose error is
+	// that of the next one; 0 is no limit. removed counts them.
+	purgeLimit, removed int
+	afterPurge          func() error
+	// batch is how many objects are listed and deleted at once, 1000 if it is 0. listed is
+	// called before each batch, deleting before each object of it.
 	batch    int
 	listed   func()
 	deleting func(key string)
@@ -1008,22 +1009,6 @@ func (c *memClient) apply(b *memBucket, p Policy) {
 // now is the store's time.
 func (s *memStore) now() time.Time { return time.Now().Add(s.offset) }
 
-// List implements Objects.
-func (c *memClient) List(_ context.Context, prefix string) ([]objectInfo, time.Time, error) {
-	if err := c.call("List", strconv.Quote(prefix)); err != nil {
-		return nil, time.Time{}, err
-	}
-	var objects []objectInfo
-	if b := c.buckets[c.ref.Name]; b != nil {
-		for _, key := range slices.Sorted(maps.Keys(b.objects)) {
-			if strings.HasPrefix(key, prefix) {
-				objects = append(objects, objectInfo{Key: key, Created: b.objects[key].created})
-			}
-		}
-	}
-	return objects, c.now(), nil
-}
-
 // Put implements Objects; objects are retained by the bucket's policy.
 func (c *memClient) Put(_ context.Context, key string) error {
 	if err := c.call("Put", key); err != nil {
@@ -1050,63 +1035,72 @@ func (c *memClient) Put(_ context.Context, key string) error {
 	return nil
 }
 
-func (c *memClient) Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error) {
-	result := PurgeResult{Now: c.now()}
-	if err := c.call("Purge", strconv.Quote(prefix)); err != nil {
-		return result, err
-	}
-	b := c.buckets[c.ref.Name]
-	if b == nil {
-		return PurgeResult{}, nil
-	}
-	var free []string
-	endless := false
-	for _, key := range slices.Sorted(maps.Keys(b.objects)) {
-		o := b.objects[key]
-		if _, hidden := b.objects[o.behind]; hidden || !strings.HasPrefix(key, prefix) {
-			continue
+// pages implements versions. A list of marks is traced as List, all others as Purge.
+func (c *memClient) pages(_ context.Context, prefix string, _ cursor) iter.Seq2[page, error] {
+	return func(yield func(page, error) bool) {
+		method := "Purge"
+		if strings.HasPrefix(prefix, tombstonePrefix) && strings.HasSuffix(prefix, "/") {
+			method = "List"
 		}
-		if !o.held && !o.until.After(result.Now) {
-			free = append(free, key)
-			continue
+		if err := c.call(method, strconv.Quote(prefix)); err != nil {
+			yield(page{}, err)
+			return
 		}
-		result.Retained, result.RetainedBytes = result.Retained+1, result.RetainedBytes+o.size
-		endless = endless || o.held
-		if o.until.After(result.RetainedUntil) {
-			result.RetainedUntil = o.until
+		b := c.buckets[c.ref.Name]
+		if b == nil {
+			return
 		}
-	}
-	if endless {
-		result.RetainedUntil = time.Time{}
-	}
-	for batch := range slices.Chunk(free, cmp.Or(c.batch, 1000)) {
-		if c.listed != nil {
-			c.listed()
-		}
-		if before != nil {
-			if err := before(ctx); err != nil {
-				return result, err
+		var all []version
+		for _, key := range slices.Sorted(maps.Keys(b.objects)) {
+			o := b.objects[key]
+			if _, hidden := b.objects[o.behind]; !hidden && strings.HasPrefix(key, prefix) {
+				all = append(all, version{key: key, size: o.size, created: o.created, until: o.until, held: o.held})
 			}
 		}
-		if err := c.fail["batch"]; err != nil {
-			return result, err
-		}
-		for _, key := range batch {
-			o, exists := b.objects[key]
-			if !exists {
-				continue
+		now, deletes := c.now(), method == "Purge"
+		for batch := range slices.Chunk(all, cmp.Or(c.batch, 1000)) {
+			free := slices.ContainsFunc(batch, func(v version) bool { return !v.held && !v.until.After(now) })
+			if deletes && free && c.listed != nil {
+				c.listed()
 			}
+			if !yield(page{now: now, versions: batch, next: cursor{key: batch[len(batch)-1].key}}, nil) {
+				return
+			}
+		}
+		yield(page{now: now}, nil)
+	}
+}
+
+// remove implements versions.
+func (c *memClient) remove(_ context.Context, batch []version) ([]removal, error) {
+	if err := c.fail["batch"]; err != nil {
+		return nil, err
+	}
+	answers := make([]removal, len(batch))
+	b := c.existing("remove")
+	for i, v := range batch {
+		if c.purgeLimit > 0 && c.removed == c.purgeLimit {
+			answers[i].err = c.afterPurge()
+			continue
+		}
+		answers[i].outcome = removalGone
+		if _, exists := b.objects[v.key]; exists {
 			if c.deleting != nil {
-				c.deleting(key)
+				c.deleting(v.key)
 			}
-			delete(b.objects, key)
-			result.Deleted, result.DeletedBytes = result.Deleted+1, result.DeletedBytes+o.size
-			if c.purgeLimit > 0 && result.Deleted == int64(c.purgeLimit) {
-				return result, c.afterPurge()
-			}
+			delete(b.objects, v.key)
+			c.removed++
 		}
 	}
-	return result, nil
+	return answers, nil
+}
+
+// until implements versions: the list tells all.
+func (c *memClient) until(context.Context, version) (time.Time, error) { return time.Time{}, nil }
+
+// traits implements versions.
+func (c *memClient) traits() traits {
+	return traits{batch: cmp.Or(c.batch, 1000), serial: true, backoff: func(int) time.Duration { return 0 }}
 }
 
 func (c *memClient) Delete(context.Context) error {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	// CA certificates for the image, which is made from scratch. Where the system has any
 	// (SSL_CERT_FILE and SSL_CERT_DIR included), these are not used.
 	_ "golang.org/x/crypto/x509roots/fallback"
@@ -172,14 +173,14 @@ const (
 	loggingJSON = "json"
 )
 
-// version is set by the linker for a release.
-var version string
+// release is set by the linker for a release.
+var release string
 
 // buildVersion is the version of this binary; without one of a release, what Go knows of
 // the source it was built from.
 func buildVersion() string {
-	if version != "" {
-		return version
+	if release != "" {
+		return release
 	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
@@ -441,12 +442,13 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 	d.sweeps = newController(resourceSweeps, d.metrics)
 	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
 
+	purges := &purges{}
 	bucketReconciler := &bucketReconciler{
 		reconciler: reconciler{
 			resource:  &resourceClient{client: dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:   &secrets{client: d.core, finalizer: finalizerBackupBucket},
 			objects:   buckets.GetIndexer(),
-			admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
+			admission: a, stores: stores, recorder: recorder, metrics: d.metrics, purges: purges,
 		},
 		verifyInterval: d.config.verifyInterval,
 		sweeps:         d.sweeps,
@@ -455,12 +457,12 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 	}
 	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
 	d.sweeps.onGone = d.metrics.forgetBucket
-	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]plan{}}).reconcile
+	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]sweepPlan{}}).reconcile
 	entryReconciler := &entryReconciler{reconciler{
 		resource:  entryClient,
 		secrets:   &secrets{client: d.core, finalizer: finalizerBackupEntry},
 		objects:   entries.GetIndexer(),
-		admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
+		admission: a, stores: stores, recorder: recorder, metrics: d.metrics, purges: purges,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
 

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"net"
 	"net/http"
@@ -314,14 +315,14 @@ func TestHandOverAfterACrash(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	defer func(before string) { version = before }(version)
-	version = "v1.2.3"
+	defer func(before string) { release = before }(release)
+	release = "v1.2.3"
 	var output bytes.Buffer
 	// A version needs no namespace, no API server and no free ports.
 	if err := run(t.Context(), []string{"--version"}, &output); err != nil || output.String() != "bucketwarden v1.2.3\n" {
 		t.Errorf("%q, %v", output.String(), err)
 	}
-	version = ""
+	release = ""
 	if got := buildVersion(); got == "" {
 		t.Error("nothing is known of the source")
 	}
@@ -337,8 +338,8 @@ func (s mainTestStore) openStore(bucketRef, map[string][]byte) (Store, error)   
 func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
 func (mainTestStore) Harden(context.Context) ([]string, error)                    { return nil, nil }
 func (mainTestStore) Put(context.Context, string) error                           { return nil }
-func (mainTestStore) List(context.Context, string) ([]objectInfo, time.Time, error) {
-	return nil, time.Now(), nil
+func (mainTestStore) pages(context.Context, string, cursor) iter.Seq2[page, error] {
+	return func(func(page, error) bool) {}
 }
 
 func TestDaemon(t *testing.T) {

@@ -49,6 +49,7 @@ type metrics struct {
 	bucketRetainedBytes    *prometheus.GaugeVec
 	bucketTombstones       *prometheus.GaugeVec
 	bucketNextSweep        *prometheus.GaugeVec
+	bucketStrangers        *prometheus.GaugeVec
 	purgeFailures          *prometheus.CounterVec
 	storeDuration          *prometheus.HistogramVec
 	reconcileDuration      *prometheus.HistogramVec
@@ -103,6 +104,7 @@ func newMetrics() *metrics {
 	m.bucketRetainedBytes = gauge("bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in bucketwarden_backupbucket_retained_objects.", "bucket")
 	m.bucketTombstones = gauge("bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket are still retained.", "bucket")
 	m.bucketNextSweep = gauge("bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock at which the next of the retained objects are tried to be deleted; missing if there are none.", "bucket")
+	m.bucketStrangers = gauge("bucketwarden_backupbucket_foreign_marks", "Names among the tombstones in the bucket that are none of ours; they are left alone.", "bucket")
 	m.purgeFailures = counter("bucketwarden_purge_failures_total", "Purges that ended with an error.", "bucket")
 	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
@@ -162,7 +164,7 @@ func (m *metrics) forgetBucket(bucket string) {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
-		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones, m.bucketNextSweep, m.bucketExtensions,
+		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones, m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions,
 		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}

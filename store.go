@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/url"
@@ -15,63 +16,106 @@ import (
 	"time"
 )
 
-// Objects is what lies in one bucket, reached with the credentials of one secret, that
-// of a BackupEntry or of a BackupBucket. Its methods may be called concurrently.
+// versions is what purging, listing, sweeping, checking and extending stand on, each written
+// once above it. Its methods may be called concurrently.
 //
-// Every error of the store is a *storeError. Requests are observed in
+// Every error of a store is a *storeError. Requests are observed in
 // bucketwarden_store_request_duration_seconds by the implementation, one
 // observation for each HTTP request including the SDK's own retries.
+type versions interface {
+	// pages lists every version and delete marker under prefix, from a cursor of an earlier
+	// page on (the zero value: from the start). It ends after an error. A bucket that does
+	// not exist is an empty one.
+	pages(ctx context.Context, prefix string, from cursor) iter.Seq2[page, error]
+	// remove makes one attempt, one request, to delete what it can of the batch, and answers
+	// for each version. An error is about all of them.
+	remove(ctx context.Context, batch []version) ([]removal, error)
+	// until says when a version becomes free whose deletion was refused; zero if the store
+	// does not tell (a legal hold). That it is not retained, but a permission is missing, is
+	// an error.
+	until(ctx context.Context, v version) (time.Time, error)
+	// traits needs no request.
+	traits() traits
+}
+
+// uploader is a versions that may hold incomplete multipart uploads. Only remove takes them.
+type uploader interface {
+	uploads(ctx context.Context, prefix string) iter.Seq2[page, error]
+}
+
+// version is one thing in a bucket that can be deleted by itself.
+type version struct {
+	key, id string // the id is empty where the bucket has no versions
+	size    int64
+	created time.Time // by the store's clock
+	// marker: a delete marker. upload: an incomplete multipart upload.
+	marker, upload bool
+	// until is when its retention ends and held says that a legal hold keeps it, as far as
+	// the list tells. own: its retention is its own and teaches nothing about others.
+	until     time.Time
+	held, own bool
+	// leaves: deleting it may leave another version behind.
+	leaves bool
+}
+
+func (v version) same(w version) bool { return v.key == w.key && v.id == w.id }
+
+// page is a part of a list.
+type page struct {
+	versions []version
+	// now is the store's time, ours if it does not tell.
+	now time.Time
+	// next is where the list goes on, zero at its end.
+	next cursor
+}
+
+// cursor is a place in a list, in the store's own words.
+type cursor struct{ key, id string }
+
+// removal is what became of a version.
+type removal struct {
+	outcome removalOutcome
+	// held says that a legal hold keeps it.
+	held bool
+	err  error // of removalFailed and removalAgain
+}
+
+type removalOutcome int
+
+const (
+	removalFailed removalOutcome = iota
+	removalGone
+	removalRetained
+	// removalRefused: the store refused the whole batch, because of this version or another.
+	removalRefused
+	// removalAgain: worth another attempt, after a pause.
+	removalAgain
+	// removalUntried: there was no place for it in the request.
+	removalUntried
+)
+
+// traits are what the purge has to know of a store.
+type traits struct {
+	// batch is how many versions remove takes.
+	batch int
+	// verify says that a list that goes on behind deleted versions may skip some.
+	verify bool
+	// serial says that it cannot do two things at a time.
+	serial  bool
+	backoff func(attempt int) time.Duration
+}
+
+// Objects is what lies in one bucket, reached with the credentials of a BackupEntry or, for
+// sweeps, with those that are the cheapest.
 type Objects interface {
-	purger
-	// List returns what is under prefix, at most maxListed objects, and the store's time. An object that was deleted
-	// but has versions counts as there, and as old as its oldest. A bucket that does not
-	// exist is an empty one.
-	List(ctx context.Context, prefix string) ([]objectInfo, time.Time, error)
+	versions
 	// Put writes an empty object.
 	Put(ctx context.Context, key string) error
 }
 
-// maxListed bounds the memory of a List. Whoever can write to a bucket could fill the
-// daemon's otherwise; of a longer list nothing is believed.
-const maxListed = 100000
-
-// purger deletes objects.
-type purger interface {
-	// Purge deletes every object version under prefix (all if it is empty) that
-	// is not retained. Before each batch of deletions before is called, unless it is nil;
-	// its error ends the purge and is in the chain of the one returned. On an error the
-	// result says what was done until then. A bucket that does not exist is an empty one.
-	Purge(ctx context.Context, prefix string, before func(context.Context) error) (PurgeResult, error)
-}
-
-// beforeError is the error of the function that a Purge calls before each batch. It is
-// neither the store's nor to be described as such.
-type beforeError struct{ err error }
-
-func (e *beforeError) Error() string { return e.err.Error() }
-func (e *beforeError) Unwrap() error { return e.err }
-
-// checkBefore calls before, if there is one.
-func checkBefore(ctx context.Context, before func(context.Context) error) error {
-	if before == nil {
-		return nil
-	}
-	if err := before(ctx); err != nil {
-		return &beforeError{err}
-	}
-	return nil
-}
-
-// objectInfo is an object in a bucket.
-type objectInfo struct {
-	Key string
-	// Created is by the store's clock.
-	Created time.Time
-}
-
 // Store is one bucket on one object store, with the credentials of a BackupBucket.
 type Store interface {
-	purger
+	versions
 	// Observe returns what the cloud itself says about the bucket. A bucket that
 	// does not exist is no error. One that belongs to somebody else, or on S3 lies in
 	// another region, is, so that it is never adopted: ERR_CONFIGURATION_PROBLEM, or
@@ -146,19 +190,10 @@ type BucketState struct {
 	Appends bool
 }
 
-// PurgeResult counts object versions, delete markers included.
-type PurgeResult struct {
-	Deleted, Retained           int64
-	DeletedBytes, RetainedBytes int64
-	// Now is the store's time; only meaningful if something is retained.
-	Now time.Time
-	// RetainedUntil is when the newest retained version becomes free, as the store
-	// says; zero when it gives no date (a legal hold, or it was deleted meanwhile).
-	RetainedUntil time.Time
-}
-
 var (
 	errBucketNotEmpty = errors.New("the bucket is not empty")
+	// errNoBucket is what remove answers of a bucket that does not exist any more.
+	errNoBucket = errors.New("the bucket does not exist")
 	// errNotOurBucket is in the chain of errors that say that the name stands for no
 	// bucket of ours: it belongs to somebody else, lies in another region, or is one that
 	// no bucket can have. There is nothing of ours to delete then.

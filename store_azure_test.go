@@ -1381,7 +1381,7 @@ func TestAzureStorePurgeCounts(t *testing.T) {
 			if c.set != nil {
 				c.set(f)
 			}
-			result, err := f.entry(c.recorded).Purge(t.Context(), "shoot--a/", nil)
+			result, err := testPurge(t.Context(), f.entry(c.recorded), "shoot--a/", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -1414,12 +1414,12 @@ func TestAzureStorePurge(t *testing.T) {
 		f.addBlobs(3, "a/", minute)
 		f.addBlobs(2, "b/", func(int) time.Duration { return 48 * time.Hour })
 		b := f.open(f.ref())
-		result, err := b.Purge(t.Context(), "", nil)
+		result, err := testPurge(t.Context(), b, "", nil)
 		if err != nil || result.Deleted != 2 || result.Retained != 3 || !result.RetainedUntil.Equal(f.now.Add(24*time.Hour-time.Minute)) {
 			t.Errorf("%+v %v", result, err)
 		}
 		f.expect("Container.GET Account.listKeys List Batch")
-		if _, err := b.Purge(t.Context(), "", nil); err != nil {
+		if _, err := testPurge(t.Context(), b, "", nil); err != nil {
 			t.Error(err)
 		}
 		f.expect("List")
@@ -1428,7 +1428,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f := newFakeAzure(t)
 		f.legalHold = true
 		f.addBlobs(3, "a/", minute)
-		result, err := f.open(f.ref()).Purge(t.Context(), "", nil)
+		result, err := testPurge(t.Context(), f.open(f.ref()), "", nil)
 		if err != nil || result.Retained != 3 || !result.RetainedUntil.IsZero() {
 			t.Errorf("%+v %v", result, err)
 		}
@@ -1440,7 +1440,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f.blobs[1].held = true
 		f.blobs[2].until = f.now.Add(time.Hour)
 		f.blobs[3].until = f.now.Add(-time.Hour)
-		result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+		result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 		if err != nil || result.Deleted != 2 || result.Retained != 2 || !result.RetainedUntil.IsZero() {
 			t.Errorf("%+v %v", result, err)
 		}
@@ -1449,7 +1449,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f := newFakeAzure(t)
 		f.addBlobs(2, "a/", minute)
 		f.blobs[0].until = f.now.Add(time.Hour)
-		result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+		result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 		if err != nil || result.Deleted != 1 || result.Retained != 1 || !result.RetainedUntil.Equal(f.now.Add(time.Hour)) {
 			t.Errorf("%+v %v", result, err)
 		}
@@ -1459,7 +1459,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f.days = 1
 		old := f.now.Add(-48 * time.Hour)
 		f.blobs = []fakeAzureBlob{{name: "a/block", created: old}, {name: "a/free", created: old, appended: f.now.Add(-25 * time.Hour)}, {name: "a/young", created: old, appended: f.now.Add(-time.Hour)}}
-		result, err := f.open(f.ref()).Purge(t.Context(), "a/", nil)
+		result, err := testPurge(t.Context(), f.open(f.ref()), "a/", nil)
 		if err != nil || result.Deleted != 2 || result.Retained != 1 || !result.RetainedUntil.Equal(f.now.Add(23*time.Hour)) || slices.Contains(f.deleted, "a/young") {
 			t.Errorf("%+v %v, deleted %v", result, err, f.deleted)
 		}
@@ -1474,7 +1474,7 @@ func TestAzureStorePurge(t *testing.T) {
 			}
 			return 0, ""
 		}
-		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result.Deleted != 2000 || result.Retained != 1 {
+		if result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil || result.Deleted != 2000 || result.Retained != 1 {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
@@ -1483,7 +1483,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f.days, f.versionLevel = 4, map[string]any{"enabled": true}
 		f.addBlobs(2, "a/", minute)
 		f.blobs[0].until = f.now.Add(time.Hour)
-		if result, err := f.open(f.ref()).Purge(t.Context(), "", nil); err != nil || result.Deleted != 1 || !result.RetainedUntil.Equal(f.now.Add(time.Hour)) {
+		if result, err := testPurge(t.Context(), f.open(f.ref()), "", nil); err != nil || result.Deleted != 1 || !result.RetainedUntil.Equal(f.now.Add(time.Hour)) {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
@@ -1493,7 +1493,7 @@ func TestAzureStorePurge(t *testing.T) {
 			{name: "a/x", version: "1", previous: true, created: f.now.Add(-time.Hour)},
 			{name: "a/x", version: "2", created: f.now.Add(-time.Minute)},
 		}
-		if _, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil {
+		if _, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil {
 			t.Fatal(err)
 		}
 		if len(f.blobs) != 0 {
@@ -1507,8 +1507,8 @@ func TestAzureStorePurge(t *testing.T) {
 			f.blobs = []fakeAzureBlob{{name: "a/x", version: "1", previous: true, created: f.now}}
 			return false
 		}
-		_, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
-		checkAzureError(t, err, "", "still lists blobs")
+		_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+		checkAzureError(t, err, "", "still lists")
 	})
 	t.Run("errors of parts", func(t *testing.T) {
 		f := newFakeAzure(t)
@@ -1524,7 +1524,7 @@ func TestAzureStorePurge(t *testing.T) {
 			}
 			return 0, ""
 		}
-		result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+		result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 		if err != nil || result.Deleted != 600 {
 			t.Errorf("%+v %v", result, err)
 		}
@@ -1534,7 +1534,7 @@ func TestAzureStorePurge(t *testing.T) {
 		f := newFakeAzure(t)
 		f.addBlobs(3, "a/", minute)
 		f.refuse = func(b fakeAzureBlob) (int, string) { return 503, "ServerBusy" }
-		_, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+		_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 		checkAzureError(t, err, codeRetryableDependencies, "Blobs.Batch", "ServerBusy", "a/0000")
 		f.expect("List Batch Batch Batch Batch")
 	})
@@ -1548,7 +1548,7 @@ func TestAzureStorePurge(t *testing.T) {
 				}
 				return 0, ""
 			}
-			_, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+			_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 			checkAzureError(t, err, codeRetryableDependencies, "LeaseIdMissing", `(blob "a/00010")`)
 		}
 	})
@@ -1556,14 +1556,14 @@ func TestAzureStorePurge(t *testing.T) {
 		f := newFakeAzure(t)
 		f.addBlobs(3, "a/", minute)
 		f.refuse = func(b fakeAzureBlob) (int, string) { return 404, "BlobNotFound" }
-		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result.Deleted != 3 {
+		if result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil || result.Deleted != 3 {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
 	t.Run("other prefix", func(t *testing.T) {
 		f := newFakeAzure(t)
 		f.addBlobs(3, "a--10/", minute)
-		_, err := f.entry(Policy{}).Purge(t.Context(), "a--1/", nil)
+		_, err := testPurge(t.Context(), f.entry(Policy{}), "a--1/", nil)
 		checkAzureError(t, err, "", "nothing of that page was deleted")
 		f.expect("List")
 	})
@@ -1572,7 +1572,7 @@ func TestAzureStorePurge(t *testing.T) {
 		for _, name := range []string{"a/x y", "a/ü", "a/../b", "a/50%", "a/q?x=1#f", "a/v2/deep"} {
 			f.blobs = append(f.blobs, fakeAzureBlob{name: name, created: f.now.Add(-time.Hour)})
 		}
-		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result.Deleted != 6 || len(f.blobs) != 0 {
+		if result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil || result.Deleted != 6 || len(f.blobs) != 0 {
 			t.Errorf("%+v %v, left %v", result, err, f.blobs)
 		}
 	})
@@ -1583,17 +1583,17 @@ func TestAzureStorePurge(t *testing.T) {
 		f.on["Batch"] = func(http.ResponseWriter, *http.Request, string) bool { return false }
 		// Deleting moves the fake's pages, which Azure's do not.
 		f.refuse = func(b fakeAzureBlob) (int, string) { return 404, "BlobNotFound" }
-		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result.Deleted != 250 {
+		if result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil || result.Deleted != 250 {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
 	t.Run("no container", func(t *testing.T) {
 		f := newFakeAzure(t)
 		f.container = false
-		if result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil); err != nil || result != (PurgeResult{}) {
+		if result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); err != nil || result != (PurgeResult{}) {
 			t.Errorf("%+v %v", result, err)
 		}
-		if result, err := f.open(f.ref()).Purge(t.Context(), "", nil); err != nil || result != (PurgeResult{}) {
+		if result, err := testPurge(t.Context(), f.open(f.ref()), "", nil); err != nil || result != (PurgeResult{}) {
 			t.Errorf("%+v %v", result, err)
 		}
 	})
@@ -1604,7 +1604,7 @@ func TestAzureStorePurge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = objects.Purge(t.Context(), "a/", nil)
+		_, err = testPurge(t.Context(), objects, "a/", nil)
 		if code := codeOf(err); code != codeRetryableConfiguration && code != codeRetryableDependencies {
 			t.Errorf("%q %v", code, err)
 		}
@@ -1635,9 +1635,9 @@ func TestAzureStoreDataPlaneErrors(t *testing.T) {
 			f := newFakeAzure(t)
 			f.addBlobs(1, "a/", func(int) time.Duration { return time.Hour })
 			f.on[operation] = refuse(c.status, code)
-			_, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+			_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 			checkAzureError(t, err, c.entry, "Azure Blobs."+operation, c.text)
-			_, err = f.open(f.ref()).Purge(t.Context(), "a/", nil)
+			_, err = testPurge(t.Context(), f.open(f.ref()), "a/", nil)
 			checkAzureError(t, err, c.bucket, code)
 		}
 	}
@@ -1661,7 +1661,7 @@ func TestAzureStoreDataPlaneErrors(t *testing.T) {
 				fmt.Fprint(w, c.answer)
 				return true
 			}
-			result, err := f.entry(Policy{}).Purge(t.Context(), "a/", nil)
+			result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
 			checkAzureError(t, err, c.code, c.text)
 			if result.Deleted != 0 {
 				t.Errorf("%+v", result)

@@ -234,9 +234,9 @@ func (b *suiteBucket) wantObjects(want ...string) {
 }
 
 // purge purges with the credentials of the BackupBucket, or with those of an entry.
-func (b *suiteBucket) purge(objects purger, prefix string, want PurgeResult) {
+func (b *suiteBucket) purge(objects versions, prefix string, want PurgeResult) {
 	b.t.Helper()
-	got, err := objects.Purge(b.t.Context(), prefix, nil)
+	got, err := testPurge(b.t.Context(), objects, prefix, nil)
 	b.must(err)
 	if off := got.RetainedUntil.Sub(want.RetainedUntil).Abs(); off > time.Second {
 		b.t.Errorf("the newest object under %q is retained until %s, want %s", prefix, got.RetainedUntil, want.RetainedUntil)
@@ -273,18 +273,18 @@ func (b *suiteBucket) entry(recorded Policy) Objects {
 }
 
 // both calls f for both kinds of credentials, each with a bucket of its own that exists.
-func both(t *testing.T, backend storeBackend, f func(b *suiteBucket, open func(recorded Policy) purger)) {
+func both(t *testing.T, backend storeBackend, f func(b *suiteBucket, open func(recorded Policy) versions)) {
 	t.Run("bucket", func(t *testing.T) {
 		t.Parallel()
 		b := newSuiteBucket(t, backend)
 		b.create()
-		f(b, func(Policy) purger { return b.Store })
+		f(b, func(Policy) versions { return b.Store })
 	})
 	t.Run("entry", func(t *testing.T) {
 		t.Parallel()
 		b := newSuiteBucket(t, backend)
 		b.create()
-		f(b, func(recorded Policy) purger { return b.entry(recorded) })
+		f(b, func(recorded Policy) versions { return b.entry(recorded) })
 	})
 }
 
@@ -389,8 +389,8 @@ func suiteCalls(store Store) map[string]func(context.Context) error {
 }
 
 // suitePurge returns the error of a purge, which has done nothing.
-func suitePurge(ctx context.Context, objects purger) error {
-	result, err := objects.Purge(ctx, "", nil)
+func suitePurge(ctx context.Context, objects versions) error {
+	result, err := testPurge(ctx, objects, "", nil)
 	if err != nil && result != (PurgeResult{}) {
 		return fmt.Errorf("the failed purge returned %+v: %w", result, err)
 	}
@@ -862,7 +862,7 @@ func testStorePurge(t *testing.T, backend storeBackend) {
 	}
 	t.Run("prefixes", func(t *testing.T) {
 		t.Parallel()
-		both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+		both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 			one, ten := under("a--1/", suiteOdd...), under("a--10/", suiteOdd...)
 			// Not a--1 itself: MinIO does not list what is below an object.
 			rest := []string{"a--1.object", "a-1/object", "A--1/object", "b/a--1/object", "object"}
@@ -899,12 +899,12 @@ func testStorePurge(t *testing.T, backend storeBackend) {
 	})
 	t.Run("odd prefixes", func(t *testing.T) {
 		t.Parallel()
-		both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+		both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 			objects := open(Policy{})
 			for _, prefix := range suiteOdd {
 				b.put(under(prefix+"/", suiteOdd...)...)
 				b.put("other/object")
-				result, err := objects.Purge(b.t.Context(), prefix+"/", nil)
+				result, err := testPurge(b.t.Context(), objects, prefix+"/", nil)
 				b.must(err)
 				if result.Deleted != int64(len(suiteOdd)) || result.Retained != 0 {
 					b.t.Errorf("the purge of %q returned %+v", prefix, result)
@@ -933,7 +933,7 @@ func testStorePurge(t *testing.T, backend storeBackend) {
 // testStorePurgeMany needs several pages and batches in every store.
 func testStorePurgeMany(t *testing.T, backend storeBackend) {
 	const many = 1100
-	both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+	both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 		names := make([]string, many)
 		for i := range names {
 			names[i] = fmt.Sprintf("many/%05d", i)
@@ -955,7 +955,7 @@ func testStorePurgeMany(t *testing.T, backend storeBackend) {
 // testStoreRetained: what is known to be retained is not tried one by one.
 func testStoreRetained(t *testing.T, backend storeBackend) {
 	const many = 300
-	both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+	both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 		policy := unlockedPolicy(suiteDays)
 		b.must(b.SetPolicy(b.t.Context(), policy))
 		names := make([]string, many)
@@ -987,7 +987,7 @@ func testStoreRetained(t *testing.T, backend storeBackend) {
 			b.create()
 			b.must(b.SetPolicy(t.Context(), unlockedPolicy(suiteDays)))
 			bytes := b.put("a/1", "a/2", "a/3")
-			result, err := b.entry(recorded).Purge(t.Context(), "a/", nil)
+			result, err := testPurge(t.Context(), b.entry(recorded), "a/", nil)
 			b.must(err)
 			if truth := backend.until(t, b.name, "a/1", "a/2", "a/3"); result.RetainedUntil.After(truth.Add(time.Second)) {
 				t.Errorf("the objects are retained until %s, and not until %s", truth, result.RetainedUntil)
@@ -1019,7 +1019,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend, apart time.Duration
 	old, young := []string{"a/1", "a/2", "a/3"}, []string{"a/4", "b/1"}
 	type opened struct {
 		*suiteBucket
-		objects           purger
+		objects           versions
 		oldSize, newSize  int64
 		aged              PurgeResult
 		until, untilYoung time.Time
@@ -1049,7 +1049,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend, apart time.Duration
 	}
 	for _, b := range buckets {
 		var err error
-		b.aged, err = b.objects.Purge(t.Context(), "a/", nil)
+		b.aged, err = testPurge(t.Context(), b.objects, "a/", nil)
 		b.must(err)
 		if !backend.now(t).Before(b.untilYoung) {
 			return false
@@ -1077,7 +1077,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend, apart time.Duration
 }
 
 func testStoreLegalHold(t *testing.T, backend storeBackend) {
-	both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+	both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 		bytes := b.put("a/1", "a/2")
 		backend.hold(b.t, b.name, true)
 		objects := open(Policy{})
@@ -1311,11 +1311,11 @@ func testStoreConcurrency(t *testing.T, backend storeBackend) {
 		}
 	}
 	b.put(names...)
-	objects := []purger{b.Store, b.entry(Policy{})}
+	objects := []versions{b.Store, b.entry(Policy{})}
 	var group sync.WaitGroup
 	for i := range prefixes {
 		group.Go(func() {
-			result, err := objects[i%2].Purge(t.Context(), fmt.Sprintf("p--%d/", i), nil)
+			result, err := testPurge(t.Context(), objects[i%2], fmt.Sprintf("p--%d/", i), nil)
 			if err != nil || result.Deleted != each || result.Retained != 0 {
 				t.Errorf("the purge of prefix %d returned %+v, %v", i, result, err)
 			}
@@ -1339,7 +1339,7 @@ func testStoreConcurrency(t *testing.T, backend storeBackend) {
 	b.put(names...)
 	for range 4 {
 		group.Go(func() {
-			result, err := b.Purge(t.Context(), "", nil)
+			result, err := testPurge(t.Context(), b, "", nil)
 			if err != nil || result.Deleted > each || result.Retained != 0 {
 				t.Errorf("the purge returned %+v, %v", result, err)
 			}
@@ -1371,7 +1371,7 @@ func testStoreCancellation(t *testing.T, backend storeBackend) {
 	})
 	t.Run("during a purge", func(t *testing.T) {
 		t.Parallel()
-		both(t, backend, func(b *suiteBucket, open func(Policy) purger) {
+		both(t, backend, func(b *suiteBucket, open func(Policy) versions) {
 			const many = 300 // more than a batch
 			names := make([]string, many)
 			for i := range names {
@@ -1383,7 +1383,7 @@ func testStoreCancellation(t *testing.T, backend storeBackend) {
 			defer cancel()
 			b.unserved = true
 			backend.onDelete(b.name, cancel)
-			first, err := objects.Purge(ctx, "", nil)
+			first, err := testPurge(ctx, objects, "", nil)
 			if !errors.Is(err, context.Canceled) {
 				b.t.Errorf("the canceled purge returned %v", err)
 			}
@@ -1391,7 +1391,7 @@ func testStoreCancellation(t *testing.T, backend storeBackend) {
 			if first.Retained != 0 || first.RetainedBytes != 0 || !first.RetainedUntil.IsZero() || first.Deleted > int64(many-left) {
 				b.t.Errorf("the canceled purge returned %+v, and %d of %d objects are left", first, left, many)
 			}
-			second, err := objects.Purge(b.t.Context(), "", nil)
+			second, err := testPurge(b.t.Context(), objects, "", nil)
 			b.must(err)
 			if second.Deleted > int64(left) || second.Retained != 0 {
 				b.t.Errorf("the second purge returned %+v, and %d objects were left", second, left)

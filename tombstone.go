@@ -1,3 +1,14 @@
+// Tombstones: what the deletion of an entry leaves behind because it is retained is remembered
+// in the bucket itself, which survives the loss of the seed and may belong to another seed.
+//
+// Rules:
+//   - The newest mark of an entry decides, by the store's own creation time: a tombstone says
+//     that the prefix <entry>/ is to be purged once it is due, a revocation that it is in use.
+//   - Marks are never overwritten and never deleted before they say nothing any more:
+//     .bucketwarden/tombstones/<entry>/deleted-<due>-<objects>-<bytes>-<random>
+//     .bucketwarden/tombstones/<entry>/revoked-<random>
+//   - They are read as a stream: whoever can write to a bucket must not fill our memory.
+
 package main
 
 import (
@@ -6,7 +17,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,16 +31,6 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// What an entry's deletion leaves behind because it is retained is remembered in the bucket
-// itself: it survives the loss of the seed, and the owner of the bucket may be another seed.
-// Marks are never overwritten and never deleted before their time, since the bucket retains
-// them like everything else. The store's own creation time orders those of one entry:
-//
-//	.bucketwarden/tombstones/<entry>/deleted-<due>-<objects>-<bytes>-<random>
-//	.bucketwarden/tombstones/<entry>/revoked-<random>
-//
-// The newest decides: a tombstone says that the prefix <entry>/ is to be purged once it is
-// due, a revocation that the prefix is in use again.
 const (
 	tombstonePrefix = ".bucketwarden/tombstones/"
 	markDeleted     = "deleted"
@@ -69,19 +69,16 @@ func revocationKey(entry string) string {
 }
 
 // parseMark reads a mark from its name; false for whatever else lies there.
-func parseMark(o objectInfo) (mark, bool) {
-	rest, ok := strings.CutPrefix(o.Key, tombstonePrefix)
+func parseMark(key string, created time.Time) (mark, bool) {
+	rest, ok := strings.CutPrefix(key, tombstonePrefix)
 	entry, name, slash := strings.Cut(rest, "/")
-	// What is no name of a BackupEntry may be another part of the bucket, such as
-	// .bucketwarden itself.
-	if !ok || !slash || len(validation.IsDNS1123Subdomain(entry)) > 0 {
+	if !ok || !slash || !isEntryBase(entry) {
 		return mark{}, false
 	}
-	m := mark{key: o.Key, entry: entry, created: o.Created}
+	m := mark{key: key, entry: entry, created: created}
 	parts := strings.Split(name, "-")
 	switch {
 	case len(parts[len(parts)-1]) != markNonce:
-		// Marks are deleted by their whole name, which must not be the prefix of others.
 		return mark{}, false
 	case parts[0] == markRevoked && len(parts) == 2:
 		m.revoked = true
@@ -96,9 +93,15 @@ func parseMark(o objectInfo) (mark, bool) {
 	return m, errors.Join(errs[:]...) == nil
 }
 
-// newer orders marks of one entry. Of two of the same time the revocation counts: what is
+// isEntryBase says that a BackupEntry can have its objects under the name. Whatever else may
+// be another part of the bucket, such as .bucketwarden itself.
+func isEntryBase(name string) bool {
+	return len(validation.IsDNS1123Subdomain(name)) == 0 || len(validation.IsDNS1123Subdomain(sourcePrefix+name)) == 0
+}
+
+// compare orders marks of one entry. Of two of the same time the revocation counts: what is
 // alive must not be purged.
-func (m mark) newer(n mark) int {
+func (m mark) compare(n mark) int {
 	revoked := func(m mark) int {
 		if m.revoked {
 			return 1
@@ -108,47 +111,136 @@ func (m mark) newer(n mark) int {
 	return cmp.Or(m.created.Compare(n.created), cmp.Compare(revoked(m), revoked(n)), cmp.Compare(m.key, n.key))
 }
 
-// readMarks lists the marks of all entries, or of one, the newest last.
-func readMarks(ctx context.Context, objects Objects, entry string) (map[string][]mark, time.Time, error) {
-	prefix := tombstonePrefix
-	if entry != "" {
-		prefix += entry + "/"
-	}
-	listed, now, err := objects.List(ctx, prefix)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	marks := map[string][]mark{}
-	for _, o := range listed {
-		if m, ok := parseMark(o); ok {
-			marks[m.entry] = append(marks[m.entry], m)
-		}
-	}
-	for _, of := range marks {
-		slices.SortFunc(of, mark.newer)
-	}
-	return marks, now, nil
+// marks are those of one entry; the zero value: there are none.
+type marks struct {
+	entry  string
+	newest mark
+	count  int
+	// tombstones and revocations are their keys, in the order of the list. more says that
+	// there are further ones.
+	tombstones, revocations []string
+	more                    bool
 }
 
-// putMark writes a mark and sees to it that it is the newest of its entry. There are
-// others if existing.
-func putMark(ctx context.Context, objects Objects, entry string, revoked bool, existing []mark, key func() string) error {
-	for {
-		if err := objects.Put(ctx, key()); err != nil || len(existing) == 0 {
-			return err
+// maxMarks bounds the keys of one entry that are kept in memory.
+const maxMarks = 1000
+
+// buried says that the prefix is to be purged.
+func (m marks) buried() bool { return m.count > 0 && !m.newest.revoked }
+
+func (m *marks) add(n mark) {
+	if m.count == 0 || m.newest.compare(n) < 0 {
+		m.entry, m.newest = n.entry, n
+	}
+	m.count++
+	keys := &m.tombstones
+	if n.revoked {
+		keys = &m.revocations
+	}
+	if len(*keys) == maxMarks {
+		m.more = true
+		return
+	}
+	*keys = append(*keys, n.key)
+}
+
+// markReader reads marks.
+type markReader struct {
+	// now is the store's time; strangers is how much was listed that is no mark.
+	now       time.Time
+	strangers int64
+}
+
+// each lists what is under prefix and calls f for each entry that has marks. A store that
+// lists an entry in two places would hide its newest mark, which is an error.
+func (r *markReader) each(ctx context.Context, objects Objects, prefix string, f func(marks) error) error {
+	var last version
+	var current marks
+	r.now = time.Now()
+	done := map[string]bool{}
+	entry := func() error {
+		if current.count == 0 {
+			return nil
 		}
-		marks, _, err := readMarks(ctx, objects, entry)
+		if done[current.entry] {
+			return &storeError{err: fmt.Errorf("the store lists the marks of %s in two places", current.entry)}
+		}
+		if len(done) < maxPlans {
+			done[current.entry] = true
+		}
+		of := current
+		current = marks{}
+		return f(of)
+	}
+	// The versions of a key follow each other; the oldest is the mark.
+	key := func() error {
+		m, ok := parseMark(last.key, last.created)
+		switch {
+		case last.key == "":
+		case !ok:
+			r.strangers++
+		default:
+			if m.entry != current.entry {
+				if err := entry(); err != nil {
+					return err
+				}
+			}
+			current.add(m)
+		}
+		return nil
+	}
+	for page, err := range objects.pages(ctx, prefix, cursor{}) {
 		if err != nil {
 			return err
 		}
-		if of := marks[entry]; len(of) > 0 && (of[len(of)-1].revoked == revoked || !revoked && of[len(of)-1].key != existing[len(existing)-1].key) {
+		r.now = page.now
+		for _, v := range page.versions {
+			switch {
+			case v.marker:
+				// It hides an object, which is there all the same.
+			case v.key != last.key:
+				if err := key(); err != nil {
+					return err
+				}
+				last = v
+			case v.created.Before(last.created):
+				last = v
+			}
+		}
+	}
+	if err := key(); err != nil {
+		return err
+	}
+	return entry()
+}
+
+// readMarks reads the marks of one entry, and the store's time.
+func readMarks(ctx context.Context, objects Objects, entry string) (of marks, now time.Time, err error) {
+	var reader markReader
+	err = reader.each(ctx, objects, tombstonePrefix+entry+"/", func(m marks) error {
+		of = m
+		return nil
+	})
+	return of, reader.now, err
+}
+
+// putMark writes a mark and sees to it that it is the newest of its entry. existing are those
+// that there were before.
+func putMark(ctx context.Context, objects Objects, entry string, revoked bool, existing marks, key func() string) error {
+	for {
+		if err := objects.Put(ctx, key()); err != nil || existing.count == 0 {
+			return err
+		}
+		of, _, err := readMarks(ctx, objects, entry)
+		if err != nil {
+			return err
+		}
+		if of.count > 0 && (of.newest.revoked == revoked || !revoked && of.newest.key != existing.newest.key) {
 			return nil
 		}
 		// Written within one tick of the store's clock.
-		select {
-		case <-time.After(markTick):
-		case <-ctx.Done():
-			return fmt.Errorf("writing a mark of %s: %w", entry, ctx.Err())
+		if err := sleep(ctx, markTick); err != nil {
+			return fmt.Errorf("writing a mark of %s: %w", entry, err)
 		}
 	}
 }
@@ -165,7 +257,7 @@ func latestTry(longest Policy, now time.Time) time.Time {
 // bury writes the tombstone of an entry whose purge has left something retained, unless
 // there is one already: 2 requests, 3 if the entry was buried before.
 func bury(ctx context.Context, objects Objects, entry string, longest Policy, result PurgeResult) error {
-	marks, now, err := readMarks(ctx, objects, entry)
+	of, now, err := readMarks(ctx, objects, entry)
 	if err != nil {
 		return err
 	}
@@ -177,15 +269,12 @@ func bury(ctx context.Context, objects Objects, entry string, longest Policy, re
 		// Any tombstone that was not swept yet does.
 		due, enough = now.Add(sweepRetry), now.Add(markTick)
 	}
-	of := marks[entry]
-	if len(of) > 0 {
-		if newest := of[len(of)-1]; newest.revoked && !result.Now.IsZero() && newest.created.After(result.Now) {
-			// Another cluster took the prefix into use while it was purged.
-			return &prefixInUseError{entry: entry}
-		}
-		if newest := of[len(of)-1]; !newest.revoked && !newest.due.Before(enough) {
-			return nil
-		}
+	switch {
+	case of.count > 0 && of.newest.revoked && !result.Now.IsZero() && of.newest.created.After(result.Now):
+		// Another cluster took the prefix into use while it was purged.
+		return &prefixInUseError{entry: entry}
+	case of.buried() && !of.newest.due.Before(enough):
+		return nil
 	}
 	// Names have seconds: rounded down, the sweep would come too early.
 	due = due.Add(time.Second - 1).Truncate(time.Second)
@@ -194,24 +283,20 @@ func bury(ctx context.Context, objects Objects, entry string, longest Policy, re
 
 // revoke says that the prefix of an entry is in use: one request, 3 if there is a tombstone.
 func revoke(ctx context.Context, objects Objects, entry string) (revoked bool, err error) {
-	marks, _, err := readMarks(ctx, objects, entry)
-	if err != nil {
+	of, _, err := readMarks(ctx, objects, entry)
+	if err != nil || !of.buried() {
 		return false, err
-	}
-	of := marks[entry]
-	if len(of) == 0 || of[len(of)-1].revoked {
-		return false, nil
 	}
 	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry) })
 }
 
 // checkStands makes sure that a tombstone is still the newest mark of its entry.
 func checkStands(ctx context.Context, objects Objects, tombstone mark) error {
-	marks, _, err := readMarks(ctx, objects, tombstone.entry)
+	of, _, err := readMarks(ctx, objects, tombstone.entry)
 	if err != nil {
 		return err
 	}
-	if of := marks[tombstone.entry]; len(of) == 0 || of[len(of)-1].key != tombstone.key {
+	if of.newest.key != tombstone.key {
 		return &prefixInUseError{entry: tombstone.entry}
 	}
 	return nil
@@ -261,11 +346,14 @@ type sweeper struct {
 	mu sync.Mutex
 	// plans remembers what past sweeps of a bucket have found, by the key of an entry's
 	// newest mark, so that nothing is tried in vain.
-	plans map[string]map[string]plan
+	plans map[string]map[string]sweepPlan
 }
 
-// plan is what is known of the marks of an entry.
-type plan struct {
+// maxPlans bounds what is remembered of a bucket; what is beyond is looked at in each sweep.
+const maxPlans = 100000
+
+// sweepPlan is what is known of the marks of an entry.
+type sweepPlan struct {
 	// next is when it is worth to try again, by the store's clock.
 	next time.Time
 	// swept says that its prefix was found empty, only the mark itself is still retained.
@@ -299,66 +387,76 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	if err != nil || objects == nil {
 		return 0, err
 	}
-	marks, now, err := readMarks(ctx, objects, "")
-	if err != nil {
-		return 0, err
-	}
-	known := s.knownPlans(b.Name)
-	current := map[string]plan{}
+	return s.pass(ctx, b, objects)
+}
+
+// pass sweeps a bucket while it reads the marks in it.
+func (s *sweeper) pass(ctx context.Context, b *backupBucket, objects Objects) (time.Duration, error) {
+	known, current := s.knownPlans(b.Name), map[string]sweepPlan{}
+	var reader markReader
+	var failed []marks // before
 	var failure error
 	down := false
-	failed := func(entry string) bool { of := marks[entry]; return known[of[len(of)-1].key].failed }
-	entries := slices.Sorted(maps.Keys(marks))
-	slices.SortStableFunc(entries, func(a, b string) int {
-		switch fa, fb := failed(a), failed(b); {
-		case fa == fb:
-			return 0
-		case fa:
-			return 1
-		}
-		return -1
-	})
-	for _, entry := range entries {
-		of := marks[entry]
-		newest := of[len(of)-1]
-		p, seen := known[newest.key]
-		if !seen {
-			p = plan{next: newest.due, objects: newest.objects, bytes: newest.bytes}
-			if newest.revoked {
-				p = plan{swept: true, next: s.free(b, of)}
-			}
-		}
-		if !p.next.After(now) && !down {
-			var gone bool
+	one := func(of marks) {
+		p := s.planned(b, of, known)
+		gone := false
+		if !p.next.After(reader.now) && !down {
+			var err error
 			p.failed = false
-			if p, gone, err = s.sweep(ctx, b, objects, of, p, now); err != nil {
+			if p, gone, err = s.sweep(ctx, b, objects, of, p, reader.now); err != nil {
 				s.metrics.purgeFailures.WithLabelValues(b.Name).Inc()
-				failure = cmp.Or(failure, fmt.Errorf("sweeping bucket %s after BackupEntry %s: %w", b.Name, entry, err))
+				failure = cmp.Or(failure, fmt.Errorf("sweeping bucket %s after BackupEntry %s: %w", b.Name, of.entry, err))
 				// What the store or the API server refuses now, it refuses for all others.
 				down = isTransient(err)
 				p.failed = true
 			}
-			if gone {
-				continue
-			}
 		}
-		current[newest.key] = p
+		if !gone && len(current) < maxPlans {
+			current[of.newest.key] = p
+		}
+	}
+	err := reader.each(ctx, objects, tombstonePrefix, func(of marks) error {
+		if known[of.newest.key].failed && len(failed) < maxMarks {
+			of.tombstones, of.revocations = slices.Clip(of.tombstones), slices.Clip(of.revocations)
+			failed = append(failed, of)
+			return nil
+		}
+		one(of)
+		return nil
+	})
+	if err != nil {
+		return 0, cmp.Or(failure, err)
+	}
+	for _, of := range failed {
+		one(of)
 	}
 	s.setPlans(b.Name, current)
-	next := s.report(b, current, now)
-	if failure != nil || next.IsZero() || next.Sub(now) > s.verifyInterval {
+	s.metrics.bucketStrangers.WithLabelValues(b.Name).Set(float64(reader.strangers))
+	next := s.report(b, current, reader.now)
+	if failure != nil || next.IsZero() || next.Sub(reader.now) > s.verifyInterval {
 		return 0, failure
 	}
-	return next.Sub(now) + markTick, nil
+	return next.Sub(reader.now) + markTick, nil
 }
 
-func (s *sweeper) knownPlans(bucket string) map[string]plan {
+// planned is what is known of the marks of an entry, from an earlier sweep or their names.
+func (s *sweeper) planned(b *backupBucket, of marks, known map[string]sweepPlan) sweepPlan {
+	if p, seen := known[of.newest.key]; seen {
+		return p
+	}
+	if of.newest.revoked {
+		return sweepPlan{swept: true, next: s.free(b, of)}
+	}
+	return sweepPlan{next: of.newest.due, objects: of.newest.objects, bytes: of.newest.bytes}
+}
+
+func (s *sweeper) knownPlans(bucket string) map[string]sweepPlan {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.plans[bucket]
 }
 
-func (s *sweeper) setPlans(bucket string, plans map[string]plan) {
+func (s *sweeper) setPlans(bucket string, plans map[string]sweepPlan) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(plans) == 0 {
@@ -389,16 +487,16 @@ func (s *sweeper) open(ctx context.Context, b *backupBucket) (Objects, error) {
 
 // free is when the last of the marks can be deleted: they are retained as long as
 // everything that is written to the bucket.
-func (s *sweeper) free(b *backupBucket, marks []mark) time.Time {
-	return recordedPolicy(b.ProviderStatus).until(marks[len(marks)-1].created)
+func (s *sweeper) free(b *backupBucket, of marks) time.Time {
+	return recordedPolicy(b.ProviderStatus).until(of.newest.created)
 }
 
-// sweep purges the prefix of the newest mark if that is a tombstone, and deletes the marks
-// of an entry once they say nothing any more. gone says that no mark is left.
-func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, marks []mark, p plan, now time.Time) (_ plan, gone bool, err error) {
-	newest := marks[len(marks)-1]
-	again := func(at time.Time) plan {
-		if latest := latestTry(recordedPolicy(b.ProviderStatus), now); at.After(latest) {
+// sweep purges the prefix of an entry if its newest mark is a tombstone, and deletes its marks
+// once they say nothing any more. gone says that no mark is left.
+func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, of marks, p sweepPlan, now time.Time) (_ sweepPlan, gone bool, err error) {
+	policy := recordedPolicy(b.ProviderStatus)
+	again := func(at time.Time) sweepPlan {
+		if latest := latestTry(policy, now); at.After(latest) {
 			at = latest
 		}
 		// Not more often than hourly, whatever the store says.
@@ -408,15 +506,17 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, m
 		}
 		return p
 	}
-	if !newest.revoked && !p.swept {
-		result, err := objects.Purge(ctx, newest.entry+"/", func(ctx context.Context) error {
-			if err := s.entriesClient.checkUnused(ctx, b.Name, newest.entry, ""); err != nil {
-				return err
-			}
-			// Another cluster may have taken the prefix into use meanwhile.
-			return checkStands(ctx, objects, newest)
-		})
-		s.swept(ctx, b, newest.entry, result)
+	if of.buried() && !p.swept {
+		result, err := s.purges.run(ctx, objects, purgeOrder{
+			bucket: b.Name, name: of.newest.key, prefix: of.entry + "/", policy: policy, uploads: true,
+			before: func(ctx context.Context) error {
+				if err := s.entriesClient.checkUnused(ctx, b.Name, of.entry, ""); err != nil {
+					return err
+				}
+				// Another cluster may have taken the prefix into use meanwhile.
+				return checkStands(ctx, objects, of.newest)
+			}})
+		s.swept(ctx, b, of.entry, result)
 		var inUse *prefixInUseError
 		if errors.As(err, &inUse) {
 			// Its reconcile revokes the tombstone.
@@ -426,30 +526,37 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, m
 		if err != nil {
 			return p, false, err
 		}
-		p.objects, p.bytes = result.Retained, result.RetainedBytes
+		if p.objects, p.bytes = result.Retained, result.RetainedBytes; result.Unfinished {
+			p.next = now.Add(markTick)
+			return p, false, nil
+		}
 		if result.Retained > 0 {
 			return again(result.RetainedUntil), false, nil
 		}
 		p.swept = true
-		if free := s.free(b, marks); free.After(now) {
+		if free := s.free(b, of); free.After(now) {
 			p.next = free.Add(markTick)
 			return p, false, nil
 		}
 	}
 	// Revocations go last: without one, an older tombstone would count again.
-	for _, revoked := range []bool{false, true} {
-		for _, m := range marks {
-			if m.revoked != revoked {
-				continue
-			}
-			result, err := objects.Purge(ctx, m.key, nil)
-			if err != nil {
-				return p, false, err
-			}
-			if result.Retained > 0 {
-				return again(result.RetainedUntil), false, nil
-			}
+	keys := of.tombstones
+	if !of.more {
+		keys = append(keys, of.revocations...)
+	}
+	for _, key := range keys {
+		// A mark is known by its whole name: a newer one may have come meanwhile.
+		result, err := s.purges.run(ctx, objects, purgeOrder{bucket: b.Name, name: key, prefix: key})
+		if err != nil {
+			return p, false, err
 		}
+		if result.Retained > 0 {
+			return again(result.RetainedUntil), false, nil
+		}
+	}
+	if of.more {
+		p.next = now.Add(markTick)
+		return p, false, nil
 	}
 	return p, true, nil
 }
@@ -467,7 +574,7 @@ func (s *sweeper) swept(ctx context.Context, b *backupBucket, entry string, resu
 
 // report sets the metrics of a bucket's tombstones and returns when something becomes due
 // next; zero if nothing does. What is due already waits for the next verification.
-func (s *sweeper) report(b *backupBucket, plans map[string]plan, now time.Time) time.Time {
+func (s *sweeper) report(b *backupBucket, plans map[string]sweepPlan, now time.Time) time.Time {
 	pending, objects, bytes := 0, int64(0), int64(0)
 	var next, nextSweep time.Time
 	for _, p := range plans {

@@ -99,7 +99,7 @@ func TestSweepLongRetentionOfOneObject(t *testing.T) {
 	}
 	bucket.objects[testEntry+"/2"] = memObject{size: 1, created: h.cloud.now(), until: h.cloud.now().AddDate(50, 0, 0)}
 	c, _ := h.cloud.client(bucketRef{Name: "b"})
-	r, _ := c.Purge(t.Context(), testEntry+"/", nil)
+	r, _ := testPurge(t.Context(), c, testEntry+"/", nil)
 	if err := bury(t.Context(), c, testEntry, p, r); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestS3PurgeAsksBeforeEachAttempt(t *testing.T) {
 		}
 		return false
 	}
-	r, err := f.custom("eu-west-1").Purge(t.Context(), "a/", func(context.Context) error {
+	r, err := testPurge(t.Context(), f.custom("eu-west-1"), "a/", func(context.Context) error {
 		asked.Add(1)
 		if live.Load() {
 			return &prefixInUseError{entry: "a"}
@@ -236,7 +236,7 @@ func TestAzurePurgeAsksBeforeEachAttempt(t *testing.T) {
 	f.addBlobs(3, "a/", func(int) time.Duration { return 0 })
 	asked := 0
 	f.script("Batch", answerAzure(http.StatusServiceUnavailable, "ServerBusy"))
-	result, err := f.entry(Policy{}).Purge(t.Context(), "a/", func(context.Context) error {
+	result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", func(context.Context) error {
 		if asked++; asked > 1 {
 			return &prefixInUseError{entry: "a"}
 		}

@@ -29,11 +29,11 @@ func (h *harness) marks(entry string) []mark {
 	h.t.Helper()
 	var marks []mark
 	for key, o := range h.cloud.buckets["b"].objects {
-		if m, ok := parseMark(objectInfo{Key: key, Created: o.created}); ok && m.entry == entry {
+		if m, ok := parseMark(key, o.created); ok && m.entry == entry {
 			marks = append(marks, m)
 		}
 	}
-	slices.SortFunc(marks, mark.newer)
+	slices.SortFunc(marks, mark.compare)
 	return marks
 }
 
@@ -87,15 +87,15 @@ func (h *harness) sweep() time.Duration {
 func TestMarkNames(t *testing.T) {
 	created := time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)
 	due := time.Date(2027, 5, 6, 7, 8, 9, 0, time.FixedZone("x", 3600))
-	for _, entry := range []string{"a", testEntry, "source-x", "a.b", "0"} {
+	for _, entry := range []string{"a", testEntry, "source-x", "a.b", "0", "-a--b"} {
 		key := tombstoneKey(entry, due, PurgeResult{Retained: 3, RetainedBytes: 1 << 40})
-		got, ok := parseMark(objectInfo{Key: key, Created: created})
+		got, ok := parseMark(key, created)
 		want := mark{key: key, entry: entry, created: created, due: due.UTC(), objects: 3, bytes: 1 << 40}
 		if !ok || got != want {
 			t.Errorf("%s is %+v, %t; want %+v", key, got, ok, want)
 		}
 		key = revocationKey(entry)
-		if got, ok := parseMark(objectInfo{Key: key, Created: created}); !ok || got != (mark{key: key, entry: entry, revoked: true, created: created}) {
+		if got, ok := parseMark(key, created); !ok || got != (mark{key: key, entry: entry, revoked: true, created: created}) {
 			t.Errorf("%s is %+v, %t", key, got, ok)
 		}
 		one, another := tombstoneKey(entry, due, PurgeResult{}), tombstoneKey(entry, due, PurgeResult{})
@@ -112,7 +112,7 @@ func TestMarkNames(t *testing.T) {
 		tombstonePrefix + "../" + tombstone, tombstonePrefix + "./" + tombstone, tombstonePrefix + ".bucketwarden/" + tombstone,
 		tombstonePrefix + ".bucketwarden/tombstones/" + tombstone, tombstonePrefix + "a/b/" + tombstone,
 		tombstonePrefix + "A/" + tombstone, tombstonePrefix + "a /" + tombstone, tombstonePrefix + "a%2F/" + tombstone,
-		tombstonePrefix + "-a/" + tombstone, tombstonePrefix + strings.Repeat("a", 254) + "/" + tombstone,
+		tombstonePrefix + "a-/" + tombstone, tombstonePrefix + strings.Repeat("a", 254) + "/" + tombstone,
 		// Of another version, or of nobody.
 		tombstonePrefix + "a/deleted", tombstonePrefix + "a/revoked", tombstonePrefix + "a/deleted-", tombstonePrefix + "a/moved-ABCDEFGH",
 		tombstonePrefix + "a/revoked-", tombstonePrefix + "a/deleted-20270506T070809Z-3-1024-",
@@ -121,7 +121,7 @@ func TestMarkNames(t *testing.T) {
 		tombstonePrefix + "a/deleted-20270506T070809Z-x-1024-ABCDEFGH", tombstonePrefix + "a/deleted-20270506T070809Z-3--ABCDEFGH",
 		tombstonePrefix + "a/deleted-20270506T070809Z-3-99999999999999999999-ABCDEFGH",
 	} {
-		if m, ok := parseMark(objectInfo{Key: key}); ok {
+		if m, ok := parseMark(key, time.Time{}); ok {
 			t.Errorf("%q is taken for %+v", key, m)
 		}
 	}
@@ -133,7 +133,7 @@ func FuzzParseMark(f *testing.F) {
 	f.Add(tombstonePrefix + "../revoked-x")
 	f.Add(tombstonePrefix + "a/b/deleted-20270506T070809Z-3-1024-ABCDEFGH")
 	f.Fuzz(func(t *testing.T, key string) {
-		m, ok := parseMark(objectInfo{Key: key, Created: testStart})
+		m, ok := parseMark(key, testStart)
 		if !ok {
 			return
 		}
@@ -157,7 +157,7 @@ func TestMarkOrder(t *testing.T) {
 	}
 	for i, m := range want {
 		for j, n := range want {
-			if got := m.newer(n); (got > 0) != (i > j) || (got < 0) != (i < j) {
+			if got := m.compare(n); (got > 0) != (i > j) || (got < 0) != (i < j) {
 				t.Errorf("%s newer than %s: %d", m.key, n.key, got)
 			}
 		}
@@ -442,7 +442,7 @@ func TestSweepRetainedMarks(t *testing.T) {
 		h.wantTrace("get secrets garden/bucket-b", sweepList, sweepPurge, fmt.Sprintf("store b Purge %q", key))
 		h.sweep()
 		h.wantTrace("get secrets garden/bucket-b", sweepList)
-		h.sweeper.plans = map[string]map[string]plan{}
+		h.sweeper.plans = map[string]map[string]sweepPlan{}
 		h.cloud.offset += time.Hour
 	}
 	h.sweep()
@@ -704,7 +704,7 @@ func TestSweepDeletesMarksInSafeOrder(t *testing.T) {
 					t.Errorf("%d marks are left", n)
 				}
 				clear(h.cloud.fail)
-				h.sweeper.plans = map[string]map[string]plan{}
+				h.sweeper.plans = map[string]map[string]sweepPlan{}
 				h.sweep()
 				if newest == markDeleted {
 					h.wantObjects(keep...)
@@ -723,7 +723,7 @@ func TestSweepSurvivesARestart(t *testing.T) {
 	bucket.objects[testEntry+"/1"] = memObject{until: h.cloud.now().Add(3 * time.Hour)}
 	for range 5 {
 		h.sweep()
-		h.sweeper.plans = map[string]map[string]plan{}
+		h.sweeper.plans = map[string]map[string]sweepPlan{}
 		h.cloud.offset += time.Hour
 	}
 	h.sweep()

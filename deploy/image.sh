@@ -33,7 +33,7 @@ work=$(mktemp -d)
 # buildah, unless it is root's, leaves directories that nobody may write to.
 trap 'chmod -R u+rwX "$work"; rm -rf "$work"' EXIT
 mkdir "$work/context"
-CGO_ENABLED=0 GOOS=linux GOARCH=${platform#linux/} go build -trimpath -ldflags="-s -w -X main.version=$version" -o "$work/context/bucketwarden" .
+CGO_ENABLED=0 GOOS=linux GOARCH=${platform#linux/} go build -trimpath -ldflags="-s -w -X main.release=$version" -o "$work/context/bucketwarden" .
 
 # Everything that buildah keeps and reads of the user's is in $work.
 buildah=(env -u XDG_CONFIG_HOME -u XDG_DATA_HOME HOME="$work" TMPDIR="$work" XDG_RUNTIME_DIR="$work"
