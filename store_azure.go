@@ -25,7 +25,6 @@ const (
 	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	azureMaxExtensions = 5
 
-	azureMaxClients    = 32
 	azureMaxRetries    = 3
 	azureRetryDelay    = 800 * time.Millisecond
 	azureMaxRetryDelay = 30 * time.Second

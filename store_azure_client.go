@@ -13,12 +13,9 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	stdjson "encoding/json"
 	"fmt"
-	"math"
-	"net"
 	"net/http"
 	"regexp"
 	"slices"
@@ -136,10 +133,7 @@ type azureClients struct {
 	transport *http.Transport
 	// retryDelay and pollInterval are shorter in tests.
 	retryDelay, pollInterval time.Duration
-
-	mu      sync.Mutex
-	clients map[[sha256.Size]byte]*azureClient
-	uses    uint64
+	cache                    clientCache[*azureClient]
 }
 
 // newAzureClients returns an empty cache of clients that report to m; clouds are the
@@ -147,17 +141,7 @@ type azureClients struct {
 func newAzureClients(m *metrics, clouds azureClouds) *azureClients {
 	return &azureClients{
 		metrics: m, clouds: clouds, retryDelay: azureRetryDelay, pollInterval: azurePollInterval,
-		clients: map[[sha256.Size]byte]*azureClient{},
-		transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout:   10 * time.Second,
-			ResponseHeaderTimeout: 45 * time.Second,
-			ExpectContinueTimeout: time.Second,
-			IdleConnTimeout:       90 * time.Second,
-			MaxIdleConnsPerHost:   8,
-		},
+		transport: newTransport(&tls.Config{}),
 	}
 }
 
@@ -237,44 +221,11 @@ type azureClient struct {
 	tables     *armstorage.TableClient
 	// deletions are the resume tokens of the deletions that were begun, by resource group.
 	deletions sync.Map
-	lastUse   uint64 // guarded by azureClients.mu
 }
 
 func (c *azureClients) client(cloud *azureCloud, config *azureConfig) (*azureClient, error) {
-	key := azureClientKey(cloud, config)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	client := c.clients[key]
-	if client == nil {
-		var err error
-		if client, err = c.newClient(cloud, config); err != nil {
-			return nil, err
-		}
-		if len(c.clients) >= azureMaxClients {
-			var oldest [sha256.Size]byte
-			least := uint64(math.MaxUint64)
-			for k, v := range c.clients {
-				if v.lastUse < least {
-					oldest, least = k, v.lastUse
-				}
-			}
-			delete(c.clients, oldest)
-		}
-		c.clients[key] = client
-	}
-	c.uses++
-	client.lastUse = c.uses
-	return client, nil
-}
-
-// azureClientKey identifies a client without keeping its secrets in one more place.
-func azureClientKey(cloud *azureCloud, config *azureConfig) [sha256.Size]byte {
-	h := sha256.New()
-	for _, value := range []string{cloud.name, config.subscriptionID, config.tenantID, config.clientID, config.clientSecret, config.token} {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(value))))
-		h.Write([]byte(value))
-	}
-	return [sha256.Size]byte(h.Sum(nil))
+	key := newClientKey(cloud.name, config.subscriptionID, config.tenantID, config.clientID, config.clientSecret, config.token)
+	return c.cache.get(key, func() (*azureClient, error) { return c.newClient(cloud, config) })
 }
 
 func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azureClient, error) {

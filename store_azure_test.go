@@ -781,7 +781,7 @@ func TestAzureStoreClientsAreReused(t *testing.T) {
 	if !strings.Contains(f.bodies["Token"], "client_secret="+fakeAzureSecret) {
 		t.Errorf("token request %s", f.bodies["Token"])
 	}
-	for i := range 2 * azureMaxClients {
+	for i := range 2 * maxClients {
 		c := fakeAzureCredentials()
 		c["clientID"] = []byte(strconv.Itoa(i))
 		if _, err := f.clients.openStore(f.ref(), c); err != nil {
@@ -789,8 +789,8 @@ func TestAzureStoreClientsAreReused(t *testing.T) {
 		}
 		f.open(f.ref())
 	}
-	if len(f.clients.clients) != azureMaxClients {
-		t.Errorf("%d clients", len(f.clients.clients))
+	if len(f.clients.cache.clients) != maxClients {
+		t.Errorf("%d clients", len(f.clients.cache.clients))
 	}
 	f.take()
 	if _, err := f.open(f.ref()).Observe(t.Context()); err != nil {

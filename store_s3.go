@@ -26,7 +26,6 @@ const (
 	// (docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html).
 	s3MaxRetentionDays int32 = 36500
 
-	s3MaxClients     = 32
 	s3MaxAttempts    = 4
 	s3MaxBackoff     = 5 * time.Second
 	s3RequestTimeout = time.Minute

@@ -10,19 +10,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
-	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -194,15 +189,13 @@ type s3Clients struct {
 	// only tests set them.
 	stsEndpoint, awsEndpoint string
 	maxBackoff               time.Duration
-
-	mu      sync.Mutex
-	clients map[[sha256.Size]byte]*s3Client
-	uses    uint64
+	cache                    clientCache[*s3Client]
 }
 
 // newS3Clients returns an empty cache of clients that report to m.
 func newS3Clients(m *metrics) *s3Clients {
-	return &s3Clients{metrics: m, maxBackoff: s3MaxBackoff, clients: map[[sha256.Size]byte]*s3Client{}}
+	return &s3Clients{metrics: m, maxBackoff: s3MaxBackoff, cache: clientCache[*s3Client]{
+		evicted: func(client *s3Client) { client.transport.CloseIdleConnections() }}}
 }
 
 // openStore implements storeOpener.
@@ -236,11 +229,11 @@ func (c *s3Clients) open(ref bucketRef, credentials map[string][]byte) (*s3Bucke
 }
 
 func (c *s3Clients) client(region string, credentials map[string][]byte) (*s3Client, error) {
-	key := s3ClientKey(region, credentials)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	client := c.clients[key]
-	if client == nil {
+	parts := []string{region}
+	for _, key := range s3Keys {
+		parts = append(parts, s3Value(credentials, key))
+	}
+	return c.cache.get(newClientKey(parts...), func() (*s3Client, error) {
 		config, err := parseS3Credentials(credentials)
 		if err != nil {
 			return nil, err
@@ -251,37 +244,8 @@ func (c *s3Clients) client(region string, credentials map[string][]byte) (*s3Cli
 		case !s3RegionPattern.MatchString(region):
 			return nil, s3NoSuchBucket(configErrorf("region %q must consist of letters, digits and hyphens", region))
 		}
-		client = c.newClient(region, config)
-		if len(c.clients) >= s3MaxClients {
-			var oldest [sha256.Size]byte
-			least := uint64(math.MaxUint64)
-			for k, v := range c.clients {
-				if v.lastUse < least {
-					oldest, least = k, v.lastUse
-				}
-			}
-			c.clients[oldest].transport.CloseIdleConnections()
-			delete(c.clients, oldest)
-		}
-		c.clients[key] = client
-	}
-	c.uses++
-	client.lastUse = c.uses
-	return client, nil
-}
-
-// s3ClientKey identifies a client without keeping its secrets in one more place.
-func s3ClientKey(region string, credentials map[string][]byte) [sha256.Size]byte {
-	h := sha256.New()
-	add := func(b []byte) {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b))))
-		h.Write(b)
-	}
-	add([]byte(region))
-	for _, key := range s3Keys {
-		add(bytes.TrimSpace(credentials[key]))
-	}
-	return [sha256.Size]byte(h.Sum(nil))
+		return c.newClient(region, config), nil
+	})
 }
 
 // s3Client is what the buckets of one secret share.
@@ -297,7 +261,6 @@ type s3Client struct {
 	partition string
 	// secrets are the values that no error may show.
 	secrets []string
-	lastUse uint64 // guarded by s3Clients.mu
 
 	accountLock chan struct{}
 	account     string
@@ -311,20 +274,7 @@ type s3Client struct {
 
 func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
 	client := &s3Client{
-		transport: &http.Transport{
-			Proxy:       http.ProxyFromEnvironment,
-			DialContext: (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig: &tls.Config{
-				MinVersion:         tls.VersionTLS12,
-				RootCAs:            config.roots,
-				InsecureSkipVerify: config.insecure,
-			},
-			TLSHandshakeTimeout:   10 * time.Second,
-			ResponseHeaderTimeout: 45 * time.Second,
-			ExpectContinueTimeout: time.Second,
-			IdleConnTimeout:       90 * time.Second,
-			MaxIdleConnsPerHost:   8,
-		},
+		transport:   newTransport(&tls.Config{RootCAs: config.roots, InsecureSkipVerify: config.insecure}),
 		backoff:     retry.NewExponentialJitterBackoff(c.maxBackoff),
 		region:      region,
 		aws:         config.endpoint == nil || isAWSHost(config.endpoint.Hostname()),

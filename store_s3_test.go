@@ -506,7 +506,7 @@ func TestS3ClientsAreReused(t *testing.T) {
 		}
 	}
 	var group sync.WaitGroup
-	for i := range 3 * s3MaxClients {
+	for i := range 3 * maxClients {
 		group.Go(func() {
 			open("eu-west-1", testS3Credentials(map[string]string{s3KeyAccessKeyID: strconv.Itoa(i)}))
 			if open("eu-west-1", testS3Credentials(nil)) == nil {
@@ -515,11 +515,11 @@ func TestS3ClientsAreReused(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if len(clients.clients) != s3MaxClients {
-		t.Errorf("%d clients are kept, want %d", len(clients.clients), s3MaxClients)
+	if len(clients.cache.clients) != maxClients {
+		t.Errorf("%d clients are kept, want %d", len(clients.cache.clients), maxClients)
 	}
 	kept := open("eu-west-1", testS3Credentials(nil))
-	for i := range 3 * s3MaxClients {
+	for i := range 3 * maxClients {
 		open("us-east-1", testS3Credentials(map[string]string{s3KeyAccessKeyID: strconv.Itoa(i)}))
 		if open("eu-west-1", testS3Credentials(nil)) != kept {
 			t.Fatal("the most recently used client was evicted")
