@@ -126,7 +126,7 @@ func newHarness(t *testing.T) *harness {
 		entries:        h.entries.objects,
 		entriesClient:  entryClient,
 	}
-	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]sweepPlan{}}
+	h.sweeper = newSweeper(h.buckets)
 	return h
 }
 

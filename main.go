@@ -457,7 +457,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 	}
 	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
 	d.sweeps.onGone = d.metrics.forgetBucket
-	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]sweepPlan{}}).reconcile
+	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
 	entryReconciler := &entryReconciler{reconciler{
 		resource:  entryClient,
 		secrets:   &secrets{client: d.core, finalizer: finalizerBackupEntry},

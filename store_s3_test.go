@@ -54,6 +54,7 @@ type fakeS3 struct {
 	objects                       []fakeS3Object
 	keyErrors                     map[string]string // key to code
 	uploads                       []string
+	initiated                     time.Time // of each upload
 	ignorePrefix, ignoreKeyErrors bool
 	requestID                     int
 }
@@ -174,7 +175,7 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "ListMultipartUploads":
 		_, _ = io.WriteString(w, "<ListMultipartUploadsResult>")
 		for _, key := range f.uploads {
-			fmt.Fprintf(w, "<Upload><Key>%s</Key><UploadId>u</UploadId></Upload>", key)
+			fmt.Fprintf(w, "<Upload><Key>%s</Key><UploadId>u</UploadId><Initiated>%s</Initiated></Upload>", key, f.initiated.UTC().Format(time.RFC3339))
 		}
 		_, _ = io.WriteString(w, "</ListMultipartUploadsResult>")
 	case "AbortMultipartUpload":

@@ -347,6 +347,12 @@ type sweeper struct {
 	// plans remembers what past sweeps of a bucket have found, by the key of an entry's
 	// newest mark, so that nothing is tried in vain.
 	plans map[string]map[string]sweepPlan
+	// nextUploads is when the uploads in a bucket are looked at next.
+	nextUploads map[string]time.Time
+}
+
+func newSweeper(buckets *bucketReconciler) *sweeper {
+	return &sweeper{bucketReconciler: buckets, plans: map[string]map[string]sweepPlan{}, nextUploads: map[string]time.Time{}}
 }
 
 // maxPlans bounds what is remembered of a bucket; what is beyond is looked at in each sweep.
@@ -387,7 +393,8 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	if err != nil || objects == nil {
 		return 0, err
 	}
-	return s.pass(ctx, b, objects)
+	wait, err := s.pass(ctx, b, objects)
+	return wait, errors.Join(err, wrapf(s.abortStaleUploads(ctx, b, objects), "aborting incomplete uploads in bucket %s", b.Name))
 }
 
 // pass sweeps a bucket while it reads the marks in it.
