@@ -153,10 +153,11 @@ type accountStore interface {
 	RegenerateKey(ctx context.Context, name string) ([]accessKey, error)
 	// EntryCredentials is the data of the generated secret that publishes a key.
 	EntryCredentials(key accessKey) map[string][]byte
-	// DeleteAccount deletes the account and its resource group, unless they hold anything
-	// but the bucket, which is gone by now. It does not wait for the end: the caller comes
-	// back until the state is neither Started nor Deleting.
-	DeleteAccount(ctx context.Context) (AccountState, error)
+	// DeleteAccount deletes the account and its resource group, if we made them and unless
+	// they hold anything but the bucket, which is gone by now. It does not wait for the end:
+	// the caller comes back until the state is neither Started nor Deleting, and says that it
+	// has begun.
+	DeleteAccount(ctx context.Context, begun bool) (AccountState, error)
 }
 
 // accessKey is a key of an account.

@@ -45,7 +45,7 @@ func (b *azureBucket) createGroup(ctx context.Context) error {
 		return b.failIf(err)
 	}
 	_, err = azureCall(ctx, "ResourceGroups.Create", func(ctx context.Context) (armresources.ResourceGroupsClientCreateOrUpdateResponse, error) {
-		return b.groups.CreateOrUpdate(ctx, b.Name, armresources.ResourceGroup{Location: &b.Region}, nil)
+		return b.groups.CreateOrUpdate(ctx, b.Name, armresources.ResourceGroup{Location: &b.Region, Tags: b.tags()}, nil)
 	})
 	return b.failIf(err)
 }
@@ -78,6 +78,7 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 	parameters := armstorage.AccountCreateParameters{
 		Kind:     to.Ptr(armstorage.KindStorageV2),
 		Location: &b.Region,
+		Tags:     b.tags(),
 		SKU:      &armstorage.SKU{Name: to.Ptr(armstorage.SKUNameStandardZRS)},
 		Properties: &armstorage.AccountPropertiesCreateParameters{
 			AccessTier:             to.Ptr(armstorage.AccessTierCool),
@@ -265,8 +266,29 @@ func (b *azureBucket) EntryCredentials(key accessKey) map[string][]byte {
 	}
 }
 
+// azureTag is on the groups and accounts that we made, with the name of the bucket. Nothing
+// without it is deleted: a group that looks empty may hold role assignments, locks and
+// policies, which no list shows.
+const azureTag = "bucketwarden-bucket"
+
+func (b *azureBucket) tags() map[string]*string { return map[string]*string{azureTag: &b.Name} }
+
+// made says whether we made what has these tags; Azure's names of tags have no case
+// (learn.microsoft.com/azure/azure-resource-manager/management/tag-resources).
+func (b *azureBucket) made(tags map[string]*string) bool {
+	for name, value := range tags {
+		if strings.EqualFold(name, azureTag) && deref(value) == b.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// notMade is why something stays.
+const notMade = "bucketwarden has not made it (it lacks the tag " + azureTag + ")"
+
 // DeleteAccount implements accountStore.
-func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
+func (b *azureBucket) DeleteAccount(ctx context.Context, begun bool) (AccountState, error) {
 	if running, err := b.pollDeletion(ctx); err != nil || running {
 		return AccountState{Deleting: running}, err
 	}
@@ -274,26 +296,30 @@ func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
 	switch {
 	case azureErrorCode(err) == "ResourceGroupNotFound":
 		return AccountState{}, nil
+	case begun && azureStatus(err) == http.StatusForbidden:
+		return AccountState{Kept: fmt.Sprintf("whether resource group %s is gone cannot be seen any more: its deletion was begun, and roles on a group go with it.", b.Name)}, nil
 	case err != nil:
 		return AccountState{}, b.fail(err)
 	case group.Properties != nil && deref(group.Properties.ProvisioningState) == "Deleting":
 		return AccountState{Deleting: true}, nil
 	}
-	ours, others, err := b.resourcesOfGroup(ctx)
+	account, others, err := b.resourcesOfGroup(ctx)
 	if err != nil {
 		return AccountState{}, err
 	}
-	if ours {
-		why, err := b.occupied(ctx)
-		if err != nil {
-			return AccountState{}, err
+	if account != nil {
+		why := notMade
+		if b.made(account.Tags) {
+			if why, err = b.occupied(ctx); err != nil {
+				return AccountState{}, err
+			}
 		}
 		if why != "" {
 			return AccountState{Kept: fmt.Sprintf("resource group %s and storage account %s stay, because %s.", b.Name, b.Account, why)}, nil
 		}
 	}
-	if len(others) > 0 {
-		if ours {
+	if len(others) > 0 || !b.made(group.Tags) {
+		if account != nil {
 			_, err := azureCall(ctx, "StorageAccounts.Delete", func(ctx context.Context) (armstorage.AccountsClientDeleteResponse, error) {
 				return b.accounts.Delete(ctx, b.Name, b.Account, nil)
 			})
@@ -301,7 +327,11 @@ func (b *azureBucket) DeleteAccount(ctx context.Context) (AccountState, error) {
 				return AccountState{}, b.fail(err)
 			}
 		}
-		return AccountState{Kept: fmt.Sprintf("resource group %s stays, because something else is in it, such as %s.", b.Name, slices.Min(others))}, nil
+		why := notMade
+		if len(others) > 0 {
+			why = "something else is in it, such as " + slices.Min(others)
+		}
+		return AccountState{Kept: fmt.Sprintf("resource group %s stays, because %s.", b.Name, why)}, nil
 	}
 	deletion, err := azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
 		return b.groups.BeginDelete(ctx, b.Name, nil)
@@ -363,28 +393,28 @@ func (b *azureBucket) pollDeletion(ctx context.Context) (running bool, err error
 	return false, b.failIf(err)
 }
 
-// resourcesOfGroup says whether our account is in the group, and what else is.
-func (b *azureBucket) resourcesOfGroup(ctx context.Context) (ours bool, others []string, err error) {
+// resourcesOfGroup returns the account, nil if it is not in the group, and what else is.
+func (b *azureBucket) resourcesOfGroup(ctx context.Context) (account *armresources.GenericResourceExpanded, others []string, err error) {
 	pager := b.resources.NewListByResourceGroupPager(b.Name, nil)
 	for pager.More() {
 		page, err := azureCall(ctx, "Resources.List", pager.NextPage)
 		switch {
 		case azureGone(err):
-			return false, nil, nil
+			return nil, nil, nil
 		case err != nil:
-			return false, nil, b.fail(err)
+			return nil, nil, b.fail(err)
 		}
 		for _, r := range page.Value {
 			switch {
 			case r == nil:
 			case strings.EqualFold(deref(r.Type), azureAccountType) && deref(r.Name) == b.Account:
-				ours = true
+				account = r
 			default:
 				others = append(others, deref(r.Type)+" "+deref(r.Name))
 			}
 		}
 	}
-	return ours, others, nil
+	return account, others, nil
 }
 
 // occupied says, as a clause, what is in the account besides the bucket, or what has to be
