@@ -47,8 +47,8 @@ const (
 type reconciler struct {
 	resource  *resourceClient
 	secrets   *secrets
-	objects   cache.Indexer
-	admission *admission
+	cached   cache.Indexer
+	scope *scope
 	stores    stores
 	recorder  events.EventRecorder
 	metrics   *metrics
@@ -59,7 +59,7 @@ func (r *reconciler) needsWork(o *object, wanted bool) bool {
 	if wanted || !o.succeeded() {
 		return true
 	}
-	if r.admission.ignoreOperationAnnotation {
+	if r.scope.ignoreOperationAnnotation {
 		return o.Generation != o.ObservedGeneration
 	}
 	return isOperation(o.operation()) || o.interrupted()
@@ -76,13 +76,13 @@ func (r *reconciler) wantAgain(o *object, err *error) {
 // releaseSecret removes our finalizer from the credentials, unless another object of the
 // resource lives on them.
 func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
-	sharing, err := r.objects.ByIndex(indexSecret, o.SecretRef.String())
+	sharing, err := r.cached.ByIndex(indexSecret, o.SecretRef.String())
 	if err != nil {
 		return fmt.Errorf("looking up the users of secret %s: %w", o.SecretRef, err)
 	}
 	for _, obj := range sharing {
 		co, ok := obj.(commonObject)
-		if !ok || co.common().Name == o.Name || !co.common().hasFinalizer(r.resource.finalizer) || !r.admission.responsible(co.common()) {
+		if !ok || co.common().Name == o.Name || !co.common().hasFinalizer(r.resource.finalizer) || !r.scope.responsible(co.common()) {
 			continue
 		}
 		other := *co.common()
@@ -104,7 +104,7 @@ func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
 }
 
 // storeKind is the kind of store that an object we are responsible for lies on.
-func (r *reconciler) storeKind(o *object) storeKind { return r.admission.stores[o.Type] }
+func (r *reconciler) storeKind(o *object) storeKind { return r.scope.stores[o.Type] }
 
 // credentialsError names the secret in an error of a storeOpener about the credentials.
 func credentialsError(err error, secret *corev1.Secret) error {
@@ -192,13 +192,13 @@ type bucketReconciler struct {
 // reconcile makes one pass over a BackupBucket: a full one if the object asks for it,
 // else a verification against the cloud.
 func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
-	obj, exists, err := r.objects.GetByKey(key.String())
+	obj, exists, err := r.cached.GetByKey(key.String())
 	if err != nil || !exists {
 		r.resource.controller.gone(key)
 		return 0, err
 	}
 	cached, ok := obj.(*backupBucket)
-	if !ok || !r.admission.responsible(&cached.object) {
+	if !ok || !r.scope.responsible(&cached.object) {
 		r.resource.controller.gone(key)
 		return 0, nil
 	}
@@ -216,7 +216,7 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	r.metrics.initBucket(b)
 	// Whatever becomes of this pass, what was deleted before is to go.
 	defer r.sweeps.queue.Add(key)
-	if !r.needsWork(&b.object, wanted) && !r.admission.rotationRequested(&b.object) {
+	if !r.needsWork(&b.object, wanted) && !r.scope.rotationRequested(&b.object) {
 		return r.verify(ctx, b)
 	}
 	return r.ensure(ctx, b)
@@ -516,7 +516,7 @@ func (p *bucketPass) expected() Policy {
 
 // drifted says that somebody changed the policy behind our back: it is weaker than
 // recorded, or not what the last reconcile had left.
-func (p *bucketPass) drifted(plan Plan) bool {
+func (p *bucketPass) drifted(plan policyPlan) bool {
 	return plan.Drift || !p.full && len(plan.Steps) > 0
 }
 
@@ -550,10 +550,10 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 }
 
 // plan is what the policy needs now.
-func (p *bucketPass) plan() Plan {
+func (p *bucketPass) plan() policyPlan {
 	plan := planPolicy(p.wish.desired, p.live.Policy, p.wish.recorded)
 	if p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
-		return Plan{Refusal: refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
+		return policyPlan{Refusal: refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
 	}
 	if p.live.Appends && !p.live.Policy.Locked && !p.live.Policy.None() && p.live.Policy == p.wish.desired {
 		// Setting it anew switches protected append writes off, which we never allow.
@@ -563,7 +563,7 @@ func (p *bucketPass) plan() Plan {
 }
 
 // extends says that the next step extends a locked policy.
-func (p *bucketPass) extends(plan Plan) bool {
+func (p *bucketPass) extends(plan policyPlan) bool {
 	return len(plan.Steps) > 0 && plan.Steps[0].Lock && p.live.Policy.Locked
 }
 
@@ -646,7 +646,7 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 			}
 		}
 	}
-	requested := p.admission.rotationRequested(&p.b.object)
+	requested := p.scope.rotationRequested(&p.b.object)
 	publish, regenerate := planKeys(keys, published, p.wish.config.Rotation, requested, time.Now())
 	if regenerate != "" {
 		if err := p.start(); err != nil {
@@ -701,7 +701,7 @@ func (p *bucketPass) rotationStillRequested(ctx context.Context) (bool, error) {
 	}
 	live := decodeBucket(u)
 	p.b.ResourceVersion, p.b.Annotations = live.ResourceVersion, live.Annotations
-	return p.admission.rotationRequested(&live.object), nil
+	return p.scope.rotationRequested(&live.object), nil
 }
 
 // regenerateKey replaces a key that was read just before and returns the new one.
@@ -766,7 +766,7 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 }
 
 // record keeps what is ours once the policy has converged.
-func (p *bucketPass) record(plan Plan) {
+func (p *bucketPass) record(plan policyPlan) {
 	switch {
 	case plan.Refusal != nil:
 		// A lock that we found is defended from now on, too.

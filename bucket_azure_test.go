@@ -1589,7 +1589,7 @@ func TestS3DeleteKnowsNoAccount(t *testing.T) {
 
 // An S3 bucket and an Azure bucket with a rotation request, as the informers show them.
 func TestAdmitRotation(t *testing.T) {
-	a := &admission{stores: map[string]storeKind{"azure": storeAzure, "my": storeAzure, "s3": storeS3}, classes: []string{defaultClass}}
+	a := &scope{stores: map[string]storeKind{"azure": storeAzure, "my": storeAzure, "s3": storeS3}, classes: []string{defaultClass}}
 	decoded := func(kind, providerType, value string, hash uint64) *object {
 		u := testObject(kind, "b", "bucket-b", set(providerType, "spec", "type"), withLast(operationTypeReconcile, stateSucceeded, "done"))
 		if value != "" {
@@ -1658,7 +1658,7 @@ func TestAzureRotationRequestIsNoHotLoop(t *testing.T) {
 		if _, err := h.passBucket("b"); err == nil {
 			t.Error("no error")
 		}
-		if after := decodeBucket(h.get(bucketsGVR, "b")); h.admission.onUpdate(&before.object, &after.object) {
+		if after := decodeBucket(h.get(bucketsGVR, "b")); h.scope.onUpdate(&before.object, &after.object) {
 			t.Error("our own write is an event")
 		}
 	}
@@ -1737,12 +1737,12 @@ func TestAzureRotationReadsTheRequestLive(t *testing.T) {
 	h := newHarness(t)
 	account := h.putAzure(true, locked4d, withAnnotation(annotationRotate, "true"))
 	h.sync()
-	stale := h.buckets.objects.List()
+	stale := h.buckets.cached.List()
 	if _, err := h.passBucket("b"); err != nil || h.cloud.generation != 1 {
 		t.Fatalf("%d rotations: %v", h.cloud.generation, err)
 	}
 	h.buckets.resource.controller.written = map[cache.ObjectName]string{}
-	if err := h.buckets.objects.Replace(stale, ""); err != nil {
+	if err := h.buckets.cached.Replace(stale, ""); err != nil {
 		t.Fatal(err)
 	}
 	h.frozen = true

@@ -840,7 +840,7 @@ func TestBucketVerifyLeavesUnseenSpecAlone(t *testing.T) {
 	}
 	t.Run("unless the annotation is ignored", func(t *testing.T) {
 		h := newHarness(t)
-		h.admission.ignoreOperationAnnotation = true
+		h.scope.ignoreOperationAnnotation = true
 		bucket := h.cloud.put("b", locked4d)
 		h.putBucket(true, withRecord(locked4d))
 		h.edit(bucketsGVR, "b", withPolicy(locked10d))
@@ -1427,7 +1427,7 @@ func TestBucketDeleteWaitsForEntries(t *testing.T) {
 			if name == "only live" {
 				want = slices.Insert(want, 1, "list backupentries")
 				h.sync()
-				if err := h.entries.objects.Replace(nil, ""); err != nil {
+				if err := h.entries.cached.Replace(nil, ""); err != nil {
 					t.Fatal(err)
 				}
 				h.frozen = true

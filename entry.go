@@ -27,13 +27,13 @@ type entryReconciler struct {
 // reconcile makes one pass over a BackupEntry (gardener/gardener
 // extensions/pkg/controller/backupentry/reconciler.go).
 func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
-	obj, exists, err := r.objects.GetByKey(key.String())
+	obj, exists, err := r.cached.GetByKey(key.String())
 	if err != nil || !exists {
 		r.resource.controller.gone(key)
 		return 0, err
 	}
 	cached, ok := obj.(*backupEntry)
-	if !ok || !r.admission.responsible(&cached.object) || cached.operation() == operationWaitForState {
+	if !ok || !r.scope.responsible(&cached.object) || cached.operation() == operationWaitForState {
 		return 0, nil
 	}
 	own := *cached

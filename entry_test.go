@@ -147,7 +147,7 @@ func TestEntryCreateFindsTheSecret(t *testing.T) {
 
 func TestEntryWanted(t *testing.T) {
 	h := newHarness(t)
-	h.admission.ignoreOperationAnnotation = true
+	h.scope.ignoreOperationAnnotation = true
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, true)
 	if _, err := h.passEntry(testEntry); err != nil {
@@ -1004,7 +1004,7 @@ func TestEntryBase(t *testing.T) {
 // An event that meets a stale cache is not lost.
 func TestEntryWantedOnAStaleCache(t *testing.T) {
 	h := newHarness(t)
-	h.admission.ignoreOperationAnnotation = true
+	h.scope.ignoreOperationAnnotation = true
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, true)
 	h.sync()

@@ -47,7 +47,7 @@ type harness struct {
 	cloud     *memStore
 	recorder  *harnessRecorder
 	metrics   *metrics
-	admission *admission
+	scope *scope
 	buckets   *bucketReconciler
 	entries   *entryReconciler
 	sweeper   *sweeper
@@ -79,7 +79,7 @@ func newHarness(t *testing.T) *harness {
 		dyn: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
 			bucketsGVR: kindBackupBucket + "List", entriesGVR: kindBackupEntry + "List"}),
 		metrics: newMetrics(),
-		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure},
+		scope: &scope{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure},
 			classes: []string{defaultClass}},
 	}
 	h.recorder = &harnessRecorder{t: t}
@@ -110,22 +110,22 @@ func newHarness(t *testing.T) *harness {
 	h.entries = &entryReconciler{reconciler{
 		resource:  entryClient,
 		secrets:   &secrets{client: h.core, finalizer: finalizerBackupEntry},
-		objects:   index(),
-		admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+		cached:   index(),
+		scope: h.scope, stores: stores, recorder: h.recorder, metrics: h.metrics,
 	}}
 	h.buckets = &bucketReconciler{
 		reconciler: reconciler{
 			resource:  &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:   &secrets{client: h.core, finalizer: finalizerBackupBucket},
-			objects:   index(),
-			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics,
+			cached:   index(),
+			scope: h.scope, stores: stores, recorder: h.recorder, metrics: h.metrics,
 		},
 		verifyInterval: testVerifyInterval,
 		sweeps:         sweeps,
-		entries:        h.entries.objects,
+		entries:        h.entries.cached,
 		entriesClient:  entryClient,
 	}
-	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]plan{}}
+	h.sweeper = &sweeper{bucketReconciler: h.buckets, plans: map[string]map[string]sweepPlan{}}
 	return h
 }
 
@@ -476,8 +476,8 @@ func (h *harness) sync() {
 			h.t.Fatal(err)
 		}
 	}
-	fill(bucketsGVR, kindBackupBucket, h.buckets.objects, func(u *unstructured.Unstructured) any { return decodeBucket(u) })
-	fill(entriesGVR, kindBackupEntry, h.entries.objects, func(u *unstructured.Unstructured) any { return decodeEntry(u) })
+	fill(bucketsGVR, kindBackupBucket, h.buckets.cached, func(u *unstructured.Unstructured) any { return decodeBucket(u) })
+	fill(entriesGVR, kindBackupEntry, h.entries.cached, func(u *unstructured.Unstructured) any { return decodeEntry(u) })
 }
 
 // pass makes one pass with a fresh cache; afterwards the trace, the events and the
@@ -485,7 +485,7 @@ func (h *harness) sync() {
 func (h *harness) pass(ctx context.Context, reconcile reconcileFunc, name string, wanted bool) (time.Duration, error) {
 	h.t.Helper()
 	h.sync()
-	cached := append(h.buckets.objects.List(), h.entries.objects.List()...)
+	cached := append(h.buckets.cached.List(), h.entries.cached.List()...)
 	before := harnessJSON(h.t, cached)
 	h.trace, h.recorder.events = nil, nil
 	h.core.ClearActions()

@@ -346,8 +346,8 @@ func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResou
 	})
 }
 
-// admission decides which objects are ours and which of their events count.
-type admission struct {
+// scope decides which objects are ours and which of their events count.
+type scope struct {
 	// stores maps spec.type to the store that serves it (--type).
 	stores map[string]storeKind
 	// classes are the extension classes served (--class).
@@ -356,13 +356,13 @@ type admission struct {
 	ignoreOperationAnnotation bool
 }
 
-func (a *admission) responsible(o *object) bool {
+func (a *scope) responsible(o *object) bool {
 	_, ok := a.stores[o.Type]
 	return ok && slices.Contains(a.classes, o.Class)
 }
 
 // rotationRequested says that the client asks for new access keys.
-func (a *admission) rotationRequested(o *object) bool {
+func (a *scope) rotationRequested(o *object) bool {
 	return o.Annotations[annotationRotate] == "true" && o.Kind == kindBackupBucket && a.stores[o.Type] == storeAzure
 }
 
@@ -372,11 +372,11 @@ func (a *admission) rotationRequested(o *object) bool {
 // removed is taken up again at the next start. And our own status writes while migrate
 // or restore is still annotated are no events, or a failing one would be retried at once
 // instead of with backoff.
-func (a *admission) onAdd(o *object) bool {
+func (a *scope) onAdd(o *object) bool {
 	return a.ignoreOperationAnnotation || isOperation(o.operation()) || a.rotationRequested(o) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
 }
 
-func (a *admission) onUpdate(old, new *object) bool {
+func (a *scope) onUpdate(old, new *object) bool {
 	if a.rotationRequested(new) && !a.rotationRequested(old) {
 		return true
 	}
@@ -397,7 +397,7 @@ func isOperation(value string) bool {
 
 // watchObjects feeds the admitted events of an informer into the controller. Objects
 // that are not admitted when they are first seen are given to seen, if that is set.
-func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
+func watchObjects(informer cache.SharedIndexInformer, a *scope, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
 	admit := func(o *object) {
 		key := cache.MetaObjectToName(o)
 		if a.ignoreOperationAnnotation {
@@ -446,7 +446,7 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 
 // watchSecrets enqueues the objects that refer to a secret on each of its events
 // (gardener/gardener extensions/pkg/controller/backupbucket/mapper.go).
-func watchSecrets(secrets, objects cache.SharedIndexInformer, a *admission, c *controller) error {
+func watchSecrets(secrets, objects cache.SharedIndexInformer, a *scope, c *controller) error {
 	_, err := secrets.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
 		enqueueIndexed(objects, indexSecret, types.NamespacedName{Namespace: m.Namespace, Name: m.Name}.String(), a, c, nil)
 	}))
@@ -455,7 +455,7 @@ func watchSecrets(secrets, objects cache.SharedIndexInformer, a *admission, c *c
 
 // watchNamespaces enqueues the BackupEntries whose cluster lives in a namespace, on
 // each of its events (gardener/gardener extensions/pkg/controller/backupentry/mapper.go).
-func watchNamespaces(namespaces, entries cache.SharedIndexInformer, a *admission, c *controller) error {
+func watchNamespaces(namespaces, entries cache.SharedIndexInformer, a *scope, c *controller) error {
 	_, err := namespaces.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
 		enqueueIndexed(entries, indexNamespace, m.Name, a, c, func(o *object) bool {
 			_, uid := splitEntryName(o.Name)
@@ -481,7 +481,7 @@ func onAnyEvent(handle func(*metav1.PartialObjectMetadata)) cache.ResourceEventH
 	}
 }
 
-func enqueueIndexed(objects cache.SharedIndexInformer, index, value string, a *admission, c *controller, filter func(*object) bool) {
+func enqueueIndexed(objects cache.SharedIndexInformer, index, value string, a *scope, c *controller, filter func(*object) bool) {
 	found, err := objects.GetIndexer().ByIndex(index, value)
 	if err != nil {
 		return

@@ -312,7 +312,7 @@ func TestResponsible(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			a := &admission{stores: map[string]storeKind{"s3": storeS3, "aws": storeS3}, classes: test.classes}
+			a := &scope{stores: map[string]storeKind{"s3": storeS3, "aws": storeS3}, classes: test.classes}
 			spec := map[string]any{"type": test.objectType}
 			if test.class != "" {
 				spec["class"] = test.class
@@ -357,10 +357,10 @@ func TestAdmitAdd(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := (&admission{}).onAdd(&test.o); got != test.want {
+			if got := (&scope{}).onAdd(&test.o); got != test.want {
 				t.Errorf("got %t, want %t", got, test.want)
 			}
-			if !(&admission{ignoreOperationAnnotation: true}).onAdd(&test.o) {
+			if !(&scope{ignoreOperationAnnotation: true}).onAdd(&test.o) {
 				t.Error("not admitted without the annotation mode")
 			}
 		})
@@ -402,10 +402,10 @@ func TestAdmitUpdate(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := (&admission{}).onUpdate(&test.old, &test.new); got != test.annotated {
+			if got := (&scope{}).onUpdate(&test.old, &test.new); got != test.annotated {
 				t.Errorf("annotation mode: got %t, want %t", got, test.annotated)
 			}
-			if got := (&admission{ignoreOperationAnnotation: true}).onUpdate(&test.old, &test.new); got != test.ignored {
+			if got := (&scope{ignoreOperationAnnotation: true}).onUpdate(&test.old, &test.new); got != test.ignored {
 				t.Errorf("ignoring annotations: got %t, want %t", got, test.ignored)
 			}
 		})
@@ -483,8 +483,8 @@ func (c *informersTestController) expect(t *testing.T, what string, want ...stri
 	}
 }
 
-func informersTestAdmission(ignore bool) *admission {
-	return &admission{stores: map[string]storeKind{"s3": storeS3}, classes: []string{"shoot"}, ignoreOperationAnnotation: ignore}
+func informersTestAdmission(ignore bool) *scope {
+	return &scope{stores: map[string]storeKind{"s3": storeS3}, classes: []string{"shoot"}, ignoreOperationAnnotation: ignore}
 }
 
 func TestWatchObjects(t *testing.T) {

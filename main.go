@@ -202,9 +202,9 @@ func (c *config) classes() []string {
 	return classes
 }
 
-// admission says which objects and events are this instance's business.
-func (c *config) admission() *admission {
-	return &admission{stores: c.types, classes: c.classes(), ignoreOperationAnnotation: c.ignoreOperationAnnotation}
+// scope says which objects and events are this instance's business.
+func (c *config) scope() *scope {
+	return &scope{stores: c.types, classes: c.classes(), ignoreOperationAnnotation: c.ignoreOperationAnnotation}
 }
 
 // typeFlag is --type NAME=STORE.
@@ -408,7 +408,7 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface) err
 	if d.config.webhookAddress == "" {
 		return nil
 	}
-	d.webhook = &webhook{admission: d.config.admission(), buckets: dyn.Resource(bucketsGVR), entries: dyn.Resource(entriesGVR), metrics: d.metrics, lookups: make(chan struct{}, 1)}
+	d.webhook = &webhook{scope: d.config.scope(), buckets: dyn.Resource(bucketsGVR), entries: dyn.Resource(entriesGVR), metrics: d.metrics, lookups: make(chan struct{}, 1)}
 	if directory := d.config.webhookCertDir; directory != "" {
 		files, err := newFileCertificate(directory, d.metrics)
 		if err != nil {
@@ -427,7 +427,7 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface) err
 
 // wire makes informers, controllers and reconcilers and connects them.
 func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores stores, recorder events.EventRecorder) error {
-	a := d.config.admission()
+	a := d.config.scope()
 	buckets, err := newBucketInformer(dyn)
 	if err != nil {
 		return fmt.Errorf("making the BackupBucket informer: %w", err)
@@ -445,8 +445,8 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 		reconciler: reconciler{
 			resource:  &resourceClient{client: dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:   &secrets{client: d.core, finalizer: finalizerBackupBucket},
-			objects:   buckets.GetIndexer(),
-			admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
+			cached:   buckets.GetIndexer(),
+			scope: a, stores: stores, recorder: recorder, metrics: d.metrics,
 		},
 		verifyInterval: d.config.verifyInterval,
 		sweeps:         d.sweeps,
@@ -455,12 +455,12 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, stores sto
 	}
 	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
 	d.sweeps.onGone = d.metrics.forgetBucket
-	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]plan{}}).reconcile
+	d.sweeps.reconcile = (&sweeper{bucketReconciler: bucketReconciler, plans: map[string]map[string]sweepPlan{}}).reconcile
 	entryReconciler := &entryReconciler{reconciler{
 		resource:  entryClient,
 		secrets:   &secrets{client: d.core, finalizer: finalizerBackupEntry},
-		objects:   entries.GetIndexer(),
-		admission: a, stores: stores, recorder: recorder, metrics: d.metrics,
+		cached:   entries.GetIndexer(),
+		scope: a, stores: stores, recorder: recorder, metrics: d.metrics,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
 

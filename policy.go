@@ -74,8 +74,8 @@ var refusalReasons = []string{reasonDisable, reasonUnlock, reasonShorten, reason
 // Error makes a refusal the error of a reconcile.
 func (r *Refusal) Error() string { return r.Message }
 
-// Plan is what has to happen to a bucket's policy.
-type Plan struct {
+// policyPlan is what has to happen to a bucket's policy.
+type policyPlan struct {
 	Steps []Step
 	// Drift says that somebody weakened what we had recorded; Steps repair it.
 	Drift bool
@@ -90,12 +90,12 @@ type Plan struct {
 // The record matters because on S3 anyone with s3:PutBucketObjectLockConfiguration
 // can remove a bucket's default retention in COMPLIANCE mode too: a recorded lock
 // is a floor for the wish even while the cloud shows less.
-func planPolicy(desired, live, recorded Policy) Plan {
+func planPolicy(desired, live, recorded Policy) policyPlan {
 	floor := lockedFloor(live, recorded)
 	// A lock that we never set and nobody asks for is left alone and reported.
 	foreign := desired.None() && !recorded.Locked
 	if floor.Locked && !foreign && desired.weakerThan(floor) {
-		plan := Plan{Refusal: refuse(providerConfigPath, desired, floor)}
+		plan := policyPlan{Refusal: refuse(providerConfigPath, desired, floor)}
 		if live.weakerThan(floor) {
 			plan.Drift = true
 			plan.Steps = []Step{{Lock: true, Policy: floor}}
@@ -105,14 +105,14 @@ func planPolicy(desired, live, recorded Policy) Plan {
 
 	switch {
 	case desired == live:
-		return Plan{}
+		return policyPlan{}
 	case desired.None():
 		if live.None() || live != recorded || live.Locked {
-			return Plan{}
+			return policyPlan{}
 		}
-		return Plan{Steps: []Step{{}}}
+		return policyPlan{Steps: []Step{{}}}
 	}
-	plan := Plan{Drift: live.weakerThan(recorded)}
+	plan := policyPlan{Drift: live.weakerThan(recorded)}
 	locked := Step{Lock: true, Policy: desired}
 	unlocked := Step{Policy: Policy{Days: desired.Days}}
 	switch {

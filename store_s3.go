@@ -90,8 +90,8 @@ var (
 	s3BucketNamePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 )
 
-// s3Config is the content of a credentials secret.
-type s3Config struct {
+// s3Credentials is the content of a credentials secret.
+type s3Credentials struct {
 	accessKeyID, secretAccessKey string
 	token, roleARN               string
 	region                       string
@@ -137,9 +137,9 @@ func checkS3Credentials(credentials map[string][]byte) error {
 	return err
 }
 
-func parseS3Credentials(credentials map[string][]byte) (*s3Config, error) {
+func parseS3Credentials(credentials map[string][]byte) (*s3Credentials, error) {
 	value := func(key string) string { return s3Value(credentials, key) }
-	c := &s3Config{
+	c := &s3Credentials{
 		accessKeyID: value(s3KeyAccessKeyID), secretAccessKey: value(s3KeySecretAccessKey),
 		token: value(s3KeyToken), region: value(s3KeyRegion),
 		requestChecksum: aws.RequestChecksumCalculationWhenSupported, responseChecksum: aws.ResponseChecksumValidationWhenSupported,
@@ -330,7 +330,7 @@ type s3Client struct {
 	noTLSVersion atomic.Bool
 }
 
-func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
+func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 	client := &s3Client{
 		transport: &http.Transport{
 			Proxy:       http.ProxyFromEnvironment,

@@ -96,9 +96,9 @@ func parseMark(o objectInfo) (mark, bool) {
 	return m, errors.Join(errs[:]...) == nil
 }
 
-// newer orders marks of one entry. Of two of the same time the revocation counts: what is
+// compare orders marks of one entry. Of two of the same time the revocation counts: what is
 // alive must not be purged.
-func (m mark) newer(n mark) int {
+func (m mark) compare(n mark) int {
 	revoked := func(m mark) int {
 		if m.revoked {
 			return 1
@@ -125,7 +125,7 @@ func readMarks(ctx context.Context, objects Objects, entry string) (map[string][
 		}
 	}
 	for _, of := range marks {
-		slices.SortFunc(of, mark.newer)
+		slices.SortFunc(of, mark.compare)
 	}
 	return marks, now, nil
 }
@@ -261,11 +261,11 @@ type sweeper struct {
 	mu sync.Mutex
 	// plans remembers what past sweeps of a bucket have found, by the key of an entry's
 	// newest mark, so that nothing is tried in vain.
-	plans map[string]map[string]plan
+	plans map[string]map[string]sweepPlan
 }
 
-// plan is what is known of the marks of an entry.
-type plan struct {
+// sweepPlan is what is known of the marks of an entry.
+type sweepPlan struct {
 	// next is when it is worth to try again, by the store's clock.
 	next time.Time
 	// swept says that its prefix was found empty, only the mark itself is still retained.
@@ -278,9 +278,9 @@ type plan struct {
 
 // reconcile makes one sweep of a bucket: one list request if nothing is due.
 func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (time.Duration, error) {
-	obj, exists, err := s.objects.GetByKey(key.String())
+	obj, exists, err := s.cached.GetByKey(key.String())
 	b, ok := obj.(*backupBucket)
-	if err != nil || !exists || !ok || !s.admission.responsible(&b.object) {
+	if err != nil || !exists || !ok || !s.scope.responsible(&b.object) {
 		s.setPlans(key.Name, nil)
 		s.sweeps.gone(key)
 		return 0, err
@@ -304,7 +304,7 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		return 0, err
 	}
 	known := s.knownPlans(b.Name)
-	current := map[string]plan{}
+	current := map[string]sweepPlan{}
 	var failure error
 	down := false
 	failed := func(entry string) bool { of := marks[entry]; return known[of[len(of)-1].key].failed }
@@ -323,9 +323,9 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		newest := of[len(of)-1]
 		p, seen := known[newest.key]
 		if !seen {
-			p = plan{next: newest.due, objects: newest.objects, bytes: newest.bytes}
+			p = sweepPlan{next: newest.due, objects: newest.objects, bytes: newest.bytes}
 			if newest.revoked {
-				p = plan{swept: true, next: s.free(b, of)}
+				p = sweepPlan{swept: true, next: s.free(b, of)}
 			}
 		}
 		if !p.next.After(now) && !down {
@@ -352,13 +352,13 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	return next.Sub(now) + markTick, nil
 }
 
-func (s *sweeper) knownPlans(bucket string) map[string]plan {
+func (s *sweeper) knownPlans(bucket string) map[string]sweepPlan {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.plans[bucket]
 }
 
-func (s *sweeper) setPlans(bucket string, plans map[string]plan) {
+func (s *sweeper) setPlans(bucket string, plans map[string]sweepPlan) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(plans) == 0 {
@@ -395,9 +395,9 @@ func (s *sweeper) free(b *backupBucket, marks []mark) time.Time {
 
 // sweep purges the prefix of the newest mark if that is a tombstone, and deletes the marks
 // of an entry once they say nothing any more. gone says that no mark is left.
-func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, marks []mark, p plan, now time.Time) (_ plan, gone bool, err error) {
+func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, marks []mark, p sweepPlan, now time.Time) (_ sweepPlan, gone bool, err error) {
 	newest := marks[len(marks)-1]
-	again := func(at time.Time) plan {
+	again := func(at time.Time) sweepPlan {
 		if latest := latestTry(recordedPolicy(b.ProviderStatus), now); at.After(latest) {
 			at = latest
 		}
@@ -467,7 +467,7 @@ func (s *sweeper) swept(ctx context.Context, b *backupBucket, entry string, resu
 
 // report sets the metrics of a bucket's tombstones and returns when something becomes due
 // next; zero if nothing does. What is due already waits for the next verification.
-func (s *sweeper) report(b *backupBucket, plans map[string]plan, now time.Time) time.Time {
+func (s *sweeper) report(b *backupBucket, plans map[string]sweepPlan, now time.Time) time.Time {
 	pending, objects, bytes := 0, int64(0), int64(0)
 	var next, nextSweep time.Time
 	for _, p := range plans {

@@ -257,7 +257,7 @@ func (m *tombstoneModel) step() {
 		m.cloud.offset += time.Duration(m.rng.IntN(48*60)) * time.Minute
 	case n < 88:
 		m.note("restart")
-		m.sweeper.plans = map[string]map[string]plan{}
+		m.sweeper.plans = map[string]map[string]sweepPlan{}
 	default:
 		_, err := m.passSweep()
 		m.note("sweep: %v", err)

@@ -33,7 +33,7 @@ func (h *harness) marks(entry string) []mark {
 			marks = append(marks, m)
 		}
 	}
-	slices.SortFunc(marks, mark.newer)
+	slices.SortFunc(marks, mark.compare)
 	return marks
 }
 
@@ -157,7 +157,7 @@ func TestMarkOrder(t *testing.T) {
 	}
 	for i, m := range want {
 		for j, n := range want {
-			if got := m.newer(n); (got > 0) != (i > j) || (got < 0) != (i < j) {
+			if got := m.compare(n); (got > 0) != (i > j) || (got < 0) != (i < j) {
 				t.Errorf("%s newer than %s: %d", m.key, n.key, got)
 			}
 		}
@@ -442,7 +442,7 @@ func TestSweepRetainedMarks(t *testing.T) {
 		h.wantTrace("get secrets garden/bucket-b", sweepList, sweepPurge, fmt.Sprintf("store b Purge %q", key))
 		h.sweep()
 		h.wantTrace("get secrets garden/bucket-b", sweepList)
-		h.sweeper.plans = map[string]map[string]plan{}
+		h.sweeper.plans = map[string]map[string]sweepPlan{}
 		h.cloud.offset += time.Hour
 	}
 	h.sweep()
@@ -704,7 +704,7 @@ func TestSweepDeletesMarksInSafeOrder(t *testing.T) {
 					t.Errorf("%d marks are left", n)
 				}
 				clear(h.cloud.fail)
-				h.sweeper.plans = map[string]map[string]plan{}
+				h.sweeper.plans = map[string]map[string]sweepPlan{}
 				h.sweep()
 				if newest == markDeleted {
 					h.wantObjects(keep...)
@@ -723,7 +723,7 @@ func TestSweepSurvivesARestart(t *testing.T) {
 	bucket.objects[testEntry+"/1"] = memObject{until: h.cloud.now().Add(3 * time.Hour)}
 	for range 5 {
 		h.sweep()
-		h.sweeper.plans = map[string]map[string]plan{}
+		h.sweeper.plans = map[string]map[string]sweepPlan{}
 		h.cloud.offset += time.Hour
 	}
 	h.sweep()

@@ -77,7 +77,7 @@ var gardenGV = schema.GroupVersion{Group: "core.gardener.cloud", Version: "v1bet
 // before an object is stored; it changes nothing and keeps nothing, so that a dry run
 // needs no treatment of its own. It is safe for concurrent use.
 type webhook struct {
-	*admission
+	*scope
 	// entries reads BackupEntries from the API server.
 	entries dynamic.ResourceInterface
 	metrics *metrics

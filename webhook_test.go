@@ -59,7 +59,7 @@ var (
 // newTestWebhook serves types on both stores and two classes.
 func newTestWebhook(entries dynamic.ResourceInterface) *webhook {
 	return &webhook{
-		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure}, classes: []string{"shoot", "garden"}},
+		scope: &scope{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure}, classes: []string{"shoot", "garden"}},
 		buckets:   liveBucket{uid: testObject(kindBackupBucket, "b", "secret").GetUID()},
 		entries:   entries,
 		metrics:   newMetrics(),
