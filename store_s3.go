@@ -226,7 +226,7 @@ func newS3Clients(m *metrics) *s3Clients {
 	return &s3Clients{metrics: m, maxBackoff: s3MaxBackoff, clients: map[[sha256.Size]byte]*s3Client{}}
 }
 
-// openStore implements storeOpener.
+// openStore implements provider.
 func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	b, err := c.open(ref, credentials)
 	if err != nil {
@@ -235,7 +235,7 @@ func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Sto
 	return b, nil
 }
 
-// openObjects implements storeOpener: entries have the same credentials as buckets.
+// openObjects implements provider: entries have the same credentials as buckets.
 func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
 	b, err := c.open(ref, credentials)
 	if err != nil {
