@@ -27,13 +27,13 @@ type entryReconciler struct {
 // reconcile makes one pass over a BackupEntry (gardener/gardener
 // extensions/pkg/controller/backupentry/reconciler.go).
 func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
-	obj, exists, err := r.objects.GetByKey(key.String())
+	obj, exists, err := r.cached.GetByKey(key.String())
 	if err != nil || !exists {
 		r.resource.controller.gone(key)
 		return 0, err
 	}
 	cached, ok := obj.(*backupEntry)
-	if !ok || !r.admission.responsible(&cached.object) || cached.operation() == operationWaitForState {
+	if !ok || !r.scope.responsible(&cached.object) || cached.operation() == operationWaitForState {
 		return 0, nil
 	}
 	own := *cached
@@ -91,13 +91,13 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		return err
 	}
 	// What can't work is found before anything is written for the cluster.
-	if _, err := etcdBackupSecret(r.storeKind(&e.object), e, source, nil); err != nil {
+	if _, err := etcdBackupSecret(r.provider(&e.object), e, source, nil); err != nil {
 		return err
 	}
 	var objects Objects
 	// The token of a workload identity comes later, from gardenlet.
 	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
-		if objects, err = r.openObjects(e, source); err != nil {
+		if objects, err = r.openObjects(&e.object, e.BucketName, e.Recorded, source); err != nil {
 			return err
 		}
 	}
@@ -176,7 +176,7 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 	client := r.secrets.client.CoreV1().Secrets(namespace)
 	name := namespace + "/" + etcdBackupName(e.Name)
 	create := func() error {
-		wanted, err := etcdBackupSecret(r.storeKind(&e.object), e, source, nil)
+		wanted, err := etcdBackupSecret(r.provider(&e.object), e, source, nil)
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 		if err != nil {
 			return fmt.Errorf("reading secret %s: %w", name, err)
 		}
-		wanted, err := etcdBackupSecret(r.storeKind(&e.object), e, source, existing)
+		wanted, err := etcdBackupSecret(r.provider(&e.object), e, source, existing)
 		if err != nil {
 			return err
 		}
@@ -225,14 +225,6 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 		}
 		return r.secrets.patch(ctx, existing, patch)
 	})
-}
-
-// wrapf says what was being done when err is not nil.
-func wrapf(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf(format+": %w", append(args, err)...)
 }
 
 // migrate hands the entry to another seed: nothing is deleted, all finalizers go. The
@@ -259,24 +251,10 @@ func entryBase(entry string) string { return strings.TrimPrefix(entry, sourcePre
 
 // delete removes the etcd-backup secret and the entry's objects, then releases it.
 func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time.Duration, error) {
-	if !cached.hasFinalizer(finalizerBackupEntry) {
-		return 0, nil
-	}
-	key := cache.MetaObjectToName(cached)
-	if wait := r.resource.controller.notDue(key, time.Now()); wait > 0 && cached.operation() != operationReconcile {
-		return wait, nil
-	}
-	u, err := r.resource.live(ctx, &cached.object)
-	if err != nil || u == nil {
-		return 0, err
-	}
-	e := decodeEntry(u)
-	if computeOperationType(&e.object) != operationTypeDelete || e.operation() == operationWaitForState || !e.hasFinalizer(finalizerBackupEntry) {
-		// The cache lags; what the object is now comes as an event of its own.
-		return 0, nil
-	}
-	if err := r.resource.claim(ctx, &e.object, true); err != nil {
-		return 0, err
+	e, ok, again, err := dueDeletion(ctx, &r.reconciler, cached, decodeEntry,
+		func(e *backupEntry) operationType { return computeOperationType(&e.object) })
+	if !ok {
+		return again, err
 	}
 	if err := r.resource.processing(ctx, &e.object, operationTypeDelete, "Deleting the etcd-backup secret and the objects"); err != nil {
 		return 0, err
@@ -341,7 +319,7 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 		return fail(configErrorf("metadata.name %q leaves no prefix in the bucket", e.Name))
 	}
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
-	objects, openErr := r.openObjects(e, source)
+	objects, openErr := r.openObjects(&e.object, e.BucketName, e.Recorded, source)
 	var result PurgeResult
 	err := cmp.Or(unused(ctx), openErr)
 	if err == nil {
@@ -385,10 +363,4 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	klog.FromContext(ctx).Info("Left a tombstone for retained objects", "bucket", e.BucketName, "objects", result.Retained, "bytes", result.RetainedBytes, "until", result.RetainedUntil)
 	r.normal(e, "ObjectsRetained", "Delete", "%d objects (%s) in bucket %s are %s; a tombstone in the bucket sees to their deletion then", result.Retained, formatBytes(result.RetainedBytes), e.BucketName, result.retained())
 	return 0, nil
-}
-
-func (r *entryReconciler) openObjects(e *backupEntry, secret *corev1.Secret) (Objects, error) {
-	ref := bucketRef{Name: e.BucketName, Region: e.Region, Recorded: e.Recorded}
-	objects, err := r.stores[r.storeKind(&e.object)].openObjects(ref, secret.Data)
-	return objects, credentialsError(err, secret)
 }

@@ -147,7 +147,7 @@ func TestEntryCreateFindsTheSecret(t *testing.T) {
 
 func TestEntryWanted(t *testing.T) {
 	h := newHarness(t)
-	h.admission.ignoreOperationAnnotation = true
+	h.scope.ignoreOperationAnnotation = true
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, true)
 	if _, err := h.passEntry(testEntry); err != nil {
@@ -902,35 +902,6 @@ func TestEntryDeleteSurvivesConflicts(t *testing.T) {
 	}
 }
 
-func TestEntryKeepsSharedCredentials(t *testing.T) {
-	for name, operation := range map[string]string{"delete": "", "migrate": operationMigrate} {
-		for title, test := range map[string]struct {
-			edits []editObject
-			kept  bool
-		}{
-			"shared":                    {[]editObject{withFinalizers(finalizerBackupEntry)}, true},
-			"shared by an unheld entry": {nil, false},
-			"shared by a deleting one":  {[]editObject{withFinalizers(finalizerBackupEntry), deleting}, true},
-			"other secret":              {[]editObject{withFinalizers(finalizerBackupEntry), set("other", "spec", "secretRef", "name")}, false},
-		} {
-			t.Run(name+" "+title, func(t *testing.T) {
-				h := newHarness(t)
-				h.putDeletingEntry(testEntry)
-				if operation != "" {
-					h.edit(entriesGVR, testEntry, withOperation(operation))
-				}
-				h.putEntry("shoot--p--other--u", false, test.edits...)
-				if _, err := h.passEntry(testEntry); err != nil {
-					t.Error(err)
-				}
-				if held := len(h.secret("garden", "entry").Finalizers) > 0; held != test.kept {
-					t.Errorf("the secret is held: %t", held)
-				}
-			})
-		}
-	}
-}
-
 func TestEntryDeleteReadsLive(t *testing.T) {
 	for name, change := range map[string]editObject{
 		"another object":  func(u *unstructured.Unstructured) { u.SetUID("new") },
@@ -1004,7 +975,7 @@ func TestEntryBase(t *testing.T) {
 // An event that meets a stale cache is not lost.
 func TestEntryWantedOnAStaleCache(t *testing.T) {
 	h := newHarness(t)
-	h.admission.ignoreOperationAnnotation = true
+	h.scope.ignoreOperationAnnotation = true
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, true)
 	h.sync()
@@ -1035,33 +1006,6 @@ func TestEntryRestoreKeepsANewerOperation(t *testing.T) {
 	}
 	if got := h.get(entriesGVR, testEntry).GetAnnotations()[annotationOperation]; got != operationMigrate {
 		t.Errorf("operation %q", got)
-	}
-}
-
-// Of two entries that go at once, one releases the secret.
-func TestEntrySharedCredentialsAreReleasedByOne(t *testing.T) {
-	h := newHarness(t)
-	h.putDeletingEntry(testEntry)
-	h.putEntry("shoot--p--other--u", true, deleting, withLast(operationTypeDelete, stateSucceeded, "done"))
-	if _, err := h.passEntry(testEntry); err != nil {
-		t.Error(err)
-	}
-	if held := h.secret("garden", "entry").Finalizers; len(held) > 0 {
-		t.Errorf("finalizers %v", held)
-	}
-}
-
-// A reconcile that ends without a status, as at a shutdown, is not lost with its annotation.
-func TestEntryReconcileIsWantedUntilItIsDone(t *testing.T) {
-	h := newHarness(t)
-	h.putNamespace(testNamespace, false)
-	h.putEntry(testEntry, true, withOperation(operationReconcile))
-	h.answer("get", "secrets", 1, context.Canceled)
-	if _, err := h.passEntry(testEntry); err == nil {
-		t.Error("no error")
-	}
-	if !h.entries.resource.controller.takeWanted(cache.ObjectName{Name: testEntry}) {
-		t.Error("the reconcile is forgotten")
 	}
 }
 

@@ -42,16 +42,16 @@ var testStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // with the last finalizer, namespaces that must exist), keeps one trace of all requests
 // in their order, and checks in every test what must hold in all of them.
 type harness struct {
-	t         *testing.T
-	core      *corefake.Clientset
-	dyn       *dynamicfake.FakeDynamicClient
-	cloud     *memStore
-	recorder  *harnessRecorder
-	metrics   *metrics
-	admission *admission
-	buckets   *bucketReconciler
-	entries   *entryReconciler
-	sweeper   *sweeper
+	t        *testing.T
+	core     *corefake.Clientset
+	dyn      *dynamicfake.FakeDynamicClient
+	cloud    *memStore
+	recorder *harnessRecorder
+	metrics  *metrics
+	scope    *scope
+	buckets  *bucketReconciler
+	entries  *entryReconciler
+	sweeper  *sweeper
 	// frozen keeps the cache as it is, as a watch that lags.
 	frozen bool
 
@@ -80,8 +80,7 @@ func newHarness(t *testing.T) *harness {
 		dyn: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
 			bucketsGVR: kindBackupBucket + "List", entriesGVR: kindBackupEntry + "List"}),
 		metrics: newMetrics(),
-		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure},
-			classes: []string{defaultClass}},
+		scope:   &scope{classes: []string{defaultClass}},
 	}
 	h.recorder = &harnessRecorder{t: t}
 	h.cloud = &memStore{h: h, buckets: map[string]*memBucket{}, accounts: map[string]*memAccount{}, fail: map[string]error{}}
@@ -106,24 +105,24 @@ func newHarness(t *testing.T) *harness {
 	index := func() cache.Indexer {
 		return cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{indexSecret: indexBySecret})
 	}
-	stores := stores{storeS3: h.cloud, storeAzure: memAzure{h.cloud}}
+	h.scope.providers = map[string]provider{"aws": h.cloud, "s3": h.cloud, "azure": memAzure{memStore: h.cloud}}
 	entryClient := &resourceClient{client: h.dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
 	h.entries = &entryReconciler{reconciler{
-		resource:  entryClient,
-		secrets:   &secrets{client: h.core, finalizer: finalizerBackupEntry},
-		objects:   index(),
-		admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
+		resource: entryClient,
+		secrets:  &secrets{client: h.core, finalizer: finalizerBackupEntry},
+		cached:   index(),
+		scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
 	}}
 	h.buckets = &bucketReconciler{
 		reconciler: reconciler{
-			resource:  &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
-			secrets:   &secrets{client: h.core, finalizer: finalizerBackupBucket},
-			objects:   index(),
-			admission: h.admission, stores: stores, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
+			resource: &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
+			secrets:  &secrets{client: h.core, finalizer: finalizerBackupBucket},
+			cached:   index(),
+			scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
 		},
 		verifyInterval: testVerifyInterval,
 		sweeps:         sweeps,
-		entries:        h.entries.objects,
+		entries:        h.entries.cached,
 		entriesClient:  entryClient,
 	}
 	h.sweeper = newSweeper(h.buckets)
@@ -477,8 +476,8 @@ func (h *harness) sync() {
 			h.t.Fatal(err)
 		}
 	}
-	fill(bucketsGVR, kindBackupBucket, h.buckets.objects, func(u *unstructured.Unstructured) any { return decodeBucket(u) })
-	fill(entriesGVR, kindBackupEntry, h.entries.objects, func(u *unstructured.Unstructured) any { return decodeEntry(u) })
+	fill(bucketsGVR, kindBackupBucket, h.buckets.cached, func(u *unstructured.Unstructured) any { return decodeBucket(u) })
+	fill(entriesGVR, kindBackupEntry, h.entries.cached, func(u *unstructured.Unstructured) any { return decodeEntry(u) })
 }
 
 // pass makes one pass with a fresh cache; afterwards the trace, the events and the
@@ -486,7 +485,7 @@ func (h *harness) sync() {
 func (h *harness) pass(ctx context.Context, reconcile reconcileFunc, name string, wanted bool) (time.Duration, error) {
 	h.t.Helper()
 	h.sync()
-	cached := append(h.buckets.objects.List(), h.entries.objects.List()...)
+	cached := append(h.buckets.cached.List(), h.entries.cached.List()...)
 	before := harnessJSON(h.t, cached)
 	h.trace, h.recorder.events = nil, nil
 	h.core.ClearActions()
@@ -692,6 +691,7 @@ func (l harnessLogs) WithName(string) klog.LogSink             { return l }
 
 // memStore is an object store in memory.
 type memStore struct {
+	pureS3
 	h        *harness
 	buckets  map[string]*memBucket
 	accounts map[string]*memAccount
@@ -756,7 +756,7 @@ func (s *memStore) put(name string, p Policy) *memBucket {
 	return b
 }
 
-// openStore implements storeOpener.
+// openStore implements provider.
 func (s *memStore) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkS3Credentials(credentials); err != nil {
 		return nil, err
@@ -764,7 +764,7 @@ func (s *memStore) openStore(ref bucketRef, credentials map[string][]byte) (Stor
 	return s.client(ref)
 }
 
-// openObjects implements storeOpener.
+// openObjects implements provider.
 func (s *memStore) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
 	if err := checkS3Credentials(credentials); err != nil {
 		return nil, err
@@ -784,9 +784,30 @@ func (s *memStore) client(ref bucketRef) (*memClient, error) {
 }
 
 // memAzure is a memStore whose buckets lie in accounts.
-type memAzure struct{ *memStore }
+type memAzure struct {
+	*memStore
+	pureAzure
+}
 
-// openStore implements storeOpener.
+// pureS3 and pureAzure have what needs no client, one level deeper than what a fake has of its own.
+type (
+	pureS3    struct{ *s3Clients }
+	pureAzure struct{ *azureClients }
+)
+
+// testProviders serves types on stores that are never opened: S3, but Azure for azure.
+func testProviders(types ...string) map[string]provider {
+	providers := map[string]provider{}
+	for _, name := range types {
+		providers[name] = &s3Clients{}
+		if name == "azure" {
+			providers[name] = &azureClients{}
+		}
+	}
+	return providers
+}
+
+// openStore implements provider.
 func (s memAzure) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if len(credentials["clientSecret"]) == 0 {
 		return nil, configErrorf("the credentials secret lacks clientSecret")
@@ -795,7 +816,7 @@ func (s memAzure) openStore(ref bucketRef, credentials map[string][]byte) (Store
 	return &memAccountClient{client}, err
 }
 
-// openObjects implements storeOpener.
+// openObjects implements provider.
 func (s memAzure) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
 	if len(credentials[dataKeyStorageKey]) == 0 {
 		return nil, configErrorf("the credentials secret lacks %s", dataKeyStorageKey)
@@ -889,7 +910,7 @@ func (c *memAccountClient) EntryCredentials(key accessKey) map[string][]byte {
 	return map[string][]byte{dataKeyStorageAccount: []byte(account), dataKeyStorageKey: []byte(key.Value), dataKeyDomain: []byte("blob.example.com")}
 }
 
-func (c *memAccountClient) DeleteAccount(context.Context) (AccountState, error) {
+func (c *memAccountClient) DeleteAccount(context.Context, bool) (AccountState, error) {
 	if err := c.call("DeleteAccount", ""); err != nil {
 		return AccountState{}, err
 	}

@@ -49,13 +49,12 @@ const (
 	annotationShootUID  = "shoot.gardener.cloud/uid"
 	// annotationGeneratedSecretNamespace says where a BackupBucket's generated secret goes.
 	annotationGeneratedSecretNamespace = "backupbucket.extensions.gardener.cloud/generated-secret-namespace"
-	// annotationRotate asks for a rotation of a storage account's keys
-	// (gardener/gardener-extension-provider-azure pkg/azure/types.go).
-	annotationRotate      = "azure.provider.extensions.gardener.cloud/rotate"
-	operationReconcile    = "reconcile"
-	operationMigrate      = "migrate"
-	operationRestore      = "restore"
-	operationWaitForState = "wait-for-state"
+	// annotationRotateSuffix ends the annotation that asks for new keys of a bucket's account, after the name of the provider.
+	annotationRotateSuffix = providerGroupSuffix + "/rotate"
+	operationReconcile     = "reconcile"
+	operationMigrate       = "migrate"
+	operationRestore       = "restore"
+	operationWaitForState  = "wait-for-state"
 )
 
 var (
@@ -211,9 +210,10 @@ var hashSeed = maphash.MakeSeed()
 // keptAnnotations are the only annotations that are read.
 func keptAnnotations(u *unstructured.Unstructured) map[string]string {
 	var kept map[string]string
-	all := u.GetAnnotations()
-	for _, key := range []string{annotationOperation, annotationTimestamp, annotationGeneratedSecretNamespace, annotationRotate} {
-		if value, ok := all[key]; ok {
+	for key, value := range u.GetAnnotations() {
+		switch {
+		case key == annotationOperation, key == annotationTimestamp, key == annotationGeneratedSecretNamespace,
+			strings.HasSuffix(key, annotationRotateSuffix):
 			if kept == nil {
 				kept = map[string]string{}
 			}
@@ -275,7 +275,7 @@ func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 
 func decodeEntry(u *unstructured.Unstructured) *backupEntry {
 	o, d := decodeObject(u, kindBackupEntry)
-	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"), Recorded: recordedPolicy(d.raw("spec", "backupBucketProviderStatus"))}
+	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"), Recorded: readRecord(d.raw("spec", "backupBucketProviderStatus")).Policy}
 	e.decodeErr = d.err
 	return e
 }
@@ -346,24 +346,25 @@ func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResou
 	})
 }
 
-// admission decides which objects are ours and which of their events count.
-type admission struct {
-	// stores maps spec.type to the store that serves it (--type).
-	stores map[string]storeKind
+// scope decides which objects are ours and which of their events count.
+type scope struct {
+	// providers maps spec.type to the store that serves it (--type).
+	providers map[string]provider
 	// classes are the extension classes served (--class).
 	classes []string
 	// ignoreOperationAnnotation is the flag of the same name.
 	ignoreOperationAnnotation bool
 }
 
-func (a *admission) responsible(o *object) bool {
-	_, ok := a.stores[o.Type]
-	return ok && slices.Contains(a.classes, o.Class)
+func (s *scope) responsible(o *object) bool {
+	_, ok := s.providers[o.Type]
+	return ok && slices.Contains(s.classes, o.Class)
 }
 
 // rotationRequested says that the client asks for new access keys.
-func (a *admission) rotationRequested(o *object) bool {
-	return o.Annotations[annotationRotate] == "true" && o.Kind == kindBackupBucket && a.stores[o.Type] == storeAzure
+func (s *scope) rotationRequested(o *object) bool {
+	p, ok := s.providers[o.Type].(accountProvider)
+	return ok && o.Kind == kindBackupBucket && o.Annotations[p.rotateAnnotation()] == "true"
 }
 
 // onAdd and onUpdate follow gardener/gardener extensions/pkg/predicate/default.go and, for
@@ -372,15 +373,15 @@ func (a *admission) rotationRequested(o *object) bool {
 // removed is taken up again at the next start. And our own status writes while migrate
 // or restore is still annotated are no events, or a failing one would be retried at once
 // instead of with backoff.
-func (a *admission) onAdd(o *object) bool {
-	return a.ignoreOperationAnnotation || isOperation(o.operation()) || a.rotationRequested(o) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
+func (s *scope) onAdd(o *object) bool {
+	return s.ignoreOperationAnnotation || isOperation(o.operation()) || s.rotationRequested(o) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
 }
 
-func (a *admission) onUpdate(old, new *object) bool {
-	if a.rotationRequested(new) && !a.rotationRequested(old) {
+func (s *scope) onUpdate(old, new *object) bool {
+	if s.rotationRequested(new) && !s.rotationRequested(old) {
 		return true
 	}
-	if a.ignoreOperationAnnotation {
+	if s.ignoreOperationAnnotation {
 		return old.Generation != new.Generation
 	}
 	statusWrite := old.statusHash != new.statusHash
@@ -397,10 +398,10 @@ func isOperation(value string) bool {
 
 // watchObjects feeds the admitted events of an informer into the controller. Objects
 // that are not admitted when they are first seen are given to seen, if that is set.
-func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
+func watchObjects(informer cache.SharedIndexInformer, s *scope, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
 	admit := func(o *object) {
 		key := cache.MetaObjectToName(o)
-		if a.ignoreOperationAnnotation {
+		if s.ignoreOperationAnnotation {
 			c.want(key)
 		}
 		c.enqueue(key)
@@ -408,10 +409,10 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 	return informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
 			co, ok := obj.(commonObject)
-			if !ok || !a.responsible(co.common()) {
+			if !ok || !s.responsible(co.common()) {
 				return
 			}
-			if o := co.common(); a.onAdd(o) {
+			if o := co.common(); s.onAdd(o) {
 				admit(o)
 			} else if seen != nil {
 				seen(cache.MetaObjectToName(o))
@@ -425,13 +426,13 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 			}
 			c.stale(new.common())
 			switch {
-			case a.responsible(new.common()):
-				if a.onUpdate(old.common(), new.common()) {
+			case s.responsible(new.common()):
+				if s.onUpdate(old.common(), new.common()) {
 					admit(new.common())
-				} else if seen != nil && !a.responsible(old.common()) {
+				} else if seen != nil && !s.responsible(old.common()) {
 					seen(cache.MetaObjectToName(new.common()))
 				}
-			case a.responsible(old.common()):
+			case s.responsible(old.common()):
 				klog.Background().Info("No longer responsible", "resource", c.resource, "name", new.common().Name, "type", new.common().Type, "class", new.common().Class)
 				c.gone(cache.MetaObjectToName(new.common()))
 			}
@@ -446,18 +447,18 @@ func watchObjects(informer cache.SharedIndexInformer, a *admission, c *controlle
 
 // watchSecrets enqueues the objects that refer to a secret on each of its events
 // (gardener/gardener extensions/pkg/controller/backupbucket/mapper.go).
-func watchSecrets(secrets, objects cache.SharedIndexInformer, a *admission, c *controller) error {
+func watchSecrets(secrets, objects cache.SharedIndexInformer, s *scope, c *controller) error {
 	_, err := secrets.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
-		enqueueIndexed(objects, indexSecret, types.NamespacedName{Namespace: m.Namespace, Name: m.Name}.String(), a, c, nil)
+		enqueueIndexed(objects, indexSecret, types.NamespacedName{Namespace: m.Namespace, Name: m.Name}.String(), s, c, nil)
 	}))
 	return err
 }
 
 // watchNamespaces enqueues the BackupEntries whose cluster lives in a namespace, on
 // each of its events (gardener/gardener extensions/pkg/controller/backupentry/mapper.go).
-func watchNamespaces(namespaces, entries cache.SharedIndexInformer, a *admission, c *controller) error {
+func watchNamespaces(namespaces, entries cache.SharedIndexInformer, s *scope, c *controller) error {
 	_, err := namespaces.AddEventHandler(onAnyEvent(func(m *metav1.PartialObjectMetadata) {
-		enqueueIndexed(entries, indexNamespace, m.Name, a, c, func(o *object) bool {
+		enqueueIndexed(entries, indexNamespace, m.Name, s, c, func(o *object) bool {
 			_, uid := splitEntryName(o.Name)
 			return uid == m.Annotations[annotationShootUID]
 		})
@@ -481,14 +482,14 @@ func onAnyEvent(handle func(*metav1.PartialObjectMetadata)) cache.ResourceEventH
 	}
 }
 
-func enqueueIndexed(objects cache.SharedIndexInformer, index, value string, a *admission, c *controller, filter func(*object) bool) {
+func enqueueIndexed(objects cache.SharedIndexInformer, index, value string, s *scope, c *controller, filter func(*object) bool) {
 	found, err := objects.GetIndexer().ByIndex(index, value)
 	if err != nil {
 		return
 	}
 	for _, obj := range found {
 		co, ok := obj.(commonObject)
-		if !ok || !a.responsible(co.common()) || filter != nil && !filter(co.common()) {
+		if !ok || !s.responsible(co.common()) || filter != nil && !filter(co.common()) {
 			continue
 		}
 		key := cache.MetaObjectToName(co.common())

@@ -312,7 +312,7 @@ func TestResponsible(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			a := &admission{stores: map[string]storeKind{"s3": storeS3, "aws": storeS3}, classes: test.classes}
+			a := &scope{providers: testProviders("aws", "s3"), classes: test.classes}
 			spec := map[string]any{"type": test.objectType}
 			if test.class != "" {
 				spec["class"] = test.class
@@ -357,10 +357,10 @@ func TestAdmitAdd(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := (&admission{}).onAdd(&test.o); got != test.want {
+			if got := (&scope{}).onAdd(&test.o); got != test.want {
 				t.Errorf("got %t, want %t", got, test.want)
 			}
-			if !(&admission{ignoreOperationAnnotation: true}).onAdd(&test.o) {
+			if !(&scope{ignoreOperationAnnotation: true}).onAdd(&test.o) {
 				t.Error("not admitted without the annotation mode")
 			}
 		})
@@ -402,10 +402,10 @@ func TestAdmitUpdate(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := (&admission{}).onUpdate(&test.old, &test.new); got != test.annotated {
+			if got := (&scope{}).onUpdate(&test.old, &test.new); got != test.annotated {
 				t.Errorf("annotation mode: got %t, want %t", got, test.annotated)
 			}
-			if got := (&admission{ignoreOperationAnnotation: true}).onUpdate(&test.old, &test.new); got != test.ignored {
+			if got := (&scope{ignoreOperationAnnotation: true}).onUpdate(&test.old, &test.new); got != test.ignored {
 				t.Errorf("ignoring annotations: got %t, want %t", got, test.ignored)
 			}
 		})
@@ -483,8 +483,8 @@ func (c *informersTestController) expect(t *testing.T, what string, want ...stri
 	}
 }
 
-func informersTestAdmission(ignore bool) *admission {
-	return &admission{stores: map[string]storeKind{"s3": storeS3}, classes: []string{"shoot"}, ignoreOperationAnnotation: ignore}
+func informersTestAdmission(ignore bool) *scope {
+	return &scope{providers: testProviders("s3"), classes: []string{"shoot"}, ignoreOperationAnnotation: ignore}
 }
 
 func TestWatchObjects(t *testing.T) {
@@ -756,4 +756,65 @@ status: {lastOperation: {type: Create, state: Succeeded, progress: 100, descript
 	}
 	informersTestAwait(t, "the entry of the deleted secret is queued", func() bool { return c.queue.Len() == 1 })
 	c.expect(t, "deleted secret", "shoot--a--b--1+")
+}
+
+// An S3 bucket and an Azure bucket with a rotation request, as the informers show them.
+func TestAdmitRotation(t *testing.T) {
+	a := &scope{providers: map[string]provider{"azure": &azureClients{}, "my": &azureClients{}, "s3": &s3Clients{}}, classes: []string{defaultClass}}
+	decoded := func(kind, providerType, value string, hash uint64) *object {
+		u := testObject(kind, "b", "bucket-b", set(providerType, "spec", "type"), withLast(operationTypeReconcile, stateSucceeded, "done"))
+		if value != "" {
+			withAnnotation(annotationRotate, value)(u)
+		}
+		o := &decodeBucket(u).object
+		if kind == kindBackupEntry {
+			o = &decodeEntry(u).object
+		}
+		o.statusHash = hash
+		return o
+	}
+	for _, test := range []struct {
+		name, kind, providerType, value string
+		want                            bool
+	}{
+		{"asked for", kindBackupBucket, "azure", "true", true},
+		{"of a type of its own", kindBackupBucket, "my", "true", true},
+		{"not asked for", kindBackupBucket, "azure", "", false},
+		{"another value", kindBackupBucket, "azure", "yes", false},
+		{"an S3 bucket", kindBackupBucket, "s3", "true", false},
+		{"an unknown type", kindBackupBucket, "gcp", "true", false},
+		{"an entry", kindBackupEntry, "azure", "true", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := decoded(test.kind, test.providerType, test.value, 1)
+			if got := a.rotationRequested(o); got != test.want {
+				t.Errorf("requested: %t", got)
+			}
+			if got := a.onAdd(o); got != test.want {
+				t.Errorf("an ADD is admitted: %t", got)
+			}
+			before := decoded(test.kind, test.providerType, "", 1)
+			for _, ignore := range []bool{false, true} {
+				a := *a
+				a.ignoreOperationAnnotation = ignore
+				if got := a.onUpdate(before, o); got != test.want {
+					t.Errorf("the annotation is admitted: %t, ignoring operations: %t", got, ignore)
+				}
+				// With a status write, as after a relist.
+				if got := a.onUpdate(decoded(test.kind, test.providerType, "", 9), o); got != test.want {
+					t.Errorf("the annotation with a status write is admitted: %t, ignoring operations: %t", got, ignore)
+				}
+				for what, update := range map[string][2]*object{
+					"our own status":     {o, decoded(test.kind, test.providerType, test.value, 2)},
+					"nothing new":        {o, o},
+					"it is taken back":   {o, before},
+					"an unrelated write": {before, decoded(test.kind, test.providerType, "", 2)},
+				} {
+					if a.onUpdate(update[0], update[1]) {
+						t.Errorf("%s is admitted, ignoring operations: %t", what, ignore)
+					}
+				}
+			}
+		})
+	}
 }

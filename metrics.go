@@ -153,8 +153,8 @@ func (m *metrics) initAdmission() {
 }
 
 // observeStoreRequest records one HTTP request to a store.
-func (m *metrics) observeStoreRequest(store storeKind, operation, outcome string, duration time.Duration) {
-	m.storeDuration.WithLabelValues(string(store), operation, outcome).Observe(duration.Seconds())
+func (m *metrics) observeStoreRequest(store, operation, outcome string, duration time.Duration) {
+	m.storeDuration.WithLabelValues(store, operation, outcome).Observe(duration.Seconds())
 }
 
 // forgetBucket removes the object state of a BackupBucket that is gone or no

@@ -47,6 +47,18 @@ type PurgeResult struct {
 	Seen       int64
 }
 
+// retained describes what a purge has left.
+func (result PurgeResult) retained() string {
+	until := "; the store does not tell until when (a legal hold, for one, has no end)"
+	if !result.RetainedUntil.IsZero() {
+		until = " until " + result.RetainedUntil.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("retained%s", until)
+}
+
+// purgeName names the purge of what belongs to an object.
+func purgeName(o *object) string { return o.Kind + "/" + o.Name + "/" + string(o.UID) }
+
 // purges remembers, from pass to pass, how far unfinished purges are. A restart forgets it:
 // then a purge begins anew, which costs only time. It is safe for concurrent use.
 type purges struct {

@@ -52,14 +52,6 @@ const (
 	annotationKeyCreated = "bucketwarden/key-created"
 )
 
-// secretMissingError says that spec.secretRef points nowhere. It carries no error code:
-// the secret may well appear.
-type secretMissingError struct{ ref types.NamespacedName }
-
-func (e *secretMissingError) Error() string {
-	return fmt.Sprintf("the secret %s that spec.secretRef names does not exist: create it, or correct spec.secretRef", e.ref)
-}
-
 // secrets reads and writes the secrets around one resource.
 type secrets struct {
 	client kubernetes.Interface
@@ -249,11 +241,11 @@ func etcdBackupName(entry string) string {
 	return etcdBackupSecretName
 }
 
-// etcdBackupSecret is the wanted etcd-backup secret of an entry on a kind of store. existing may be nil;
+// etcdBackupSecret is the wanted etcd-backup secret of an entry. existing may be nil;
 // of a workload identity it lends the token, which gardenlet's token requestor writes.
 // The rules are those of gardener/gardener
 // extensions/pkg/controller/backupentry/genericactuator/actuator.go.
-func etcdBackupSecret(kind storeKind, e *backupEntry, source, existing *corev1.Secret) (*corev1.Secret, error) {
+func etcdBackupSecret(p provider, e *backupEntry, source, existing *corev1.Secret) (*corev1.Secret, error) {
 	namespace, _ := splitEntryName(e.Name)
 	wanted := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -264,56 +256,11 @@ func etcdBackupSecret(kind storeKind, e *backupEntry, source, existing *corev1.S
 		Type: corev1.SecretTypeOpaque,
 		Data: map[string][]byte{},
 	}
-	if isWorkloadIdentity(source) {
-		if kind != storeS3 {
-			return nil, configErrorf("secret %s/%s is one of a workload identity, which etcd-backup-restore does not support on Azure: it needs %s and %s, as the BackupBucket's generated secret has them",
-				source.Namespace, source.Name, dataKeyStorageAccount, dataKeyStorageKey)
-		}
-		if err := addWorkloadIdentity(wanted, source, existing); err != nil {
-			return nil, err
-		}
-	} else {
-		maps.Copy(wanted.Data, source.Data)
+	if err := p.entrySecret(e, source, existing, wanted); err != nil {
+		return nil, err
 	}
 	wanted.Data[dataKeyBucketName] = []byte(e.BucketName)
-	if kind == storeS3 {
-		wanted.Data[dataKeyRegion] = []byte(e.Region)
-	}
 	return wanted, nil
-}
-
-func addWorkloadIdentity(wanted, source, existing *corev1.Secret) error {
-	for _, key := range []string{annotationWorkloadName, annotationWorkloadNS} {
-		if source.Annotations[key] == "" {
-			return configErrorf("the workload identity secret %s/%s lacks the annotation %s", source.Namespace, source.Name, key)
-		}
-		wanted.Annotations[key] = source.Annotations[key]
-	}
-	if context, ok := source.Annotations[annotationWorkloadContext]; ok {
-		wanted.Annotations[annotationWorkloadContext] = context
-	}
-	provider := source.Labels[labelWorkloadProvider]
-	if provider == "" {
-		return configErrorf("the workload identity secret %s/%s lacks the label %s", source.Namespace, source.Name, labelWorkloadProvider)
-	}
-	wanted.Labels = map[string]string{labelPurpose: purposeTokenRequestor, labelWorkloadProvider: provider}
-	roleARN, err := s3RoleARN(source.Data)
-	if err != nil {
-		return fmt.Errorf("workload identity secret %s/%s: %w", source.Namespace, source.Name, err)
-	}
-	wanted.Data[dataKeyRoleARN] = []byte(roleARN)
-	if config, ok := source.Data[dataKeyConfig]; ok {
-		wanted.Data[dataKeyConfig] = config
-	}
-	if existing != nil {
-		if token, ok := existing.Data[dataKeyToken]; ok {
-			wanted.Data[dataKeyToken] = token
-		}
-		if renew, ok := existing.Annotations[annotationTokenRenew]; ok {
-			wanted.Annotations[annotationTokenRenew] = renew
-		}
-	}
-	return nil
 }
 
 // replaceSecretPatch is the merge patch, with optimistic lock, that makes labels,

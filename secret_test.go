@@ -48,7 +48,7 @@ func TestEtcdBackupSecretStatic(t *testing.T) {
 	}
 	source.Data["region"], source.Data["bucketName"], source.Data["endpoint"] = []byte("elsewhere"), []byte("other"), []byte("https://s3.example.com")
 	existing := &corev1.Secret{Data: map[string][]byte{"stale": {1}, "token": {2}}}
-	got, err := etcdBackupSecret(storeS3, decodeTestEntry("source-shoot--p--s--u"), source, existing)
+	got, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry("source-shoot--p--s--u"), source, existing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestEtcdBackupSecretWorkloadIdentity(t *testing.T) {
 		"existing without token": {Data: map[string][]byte{"accessKeyID": []byte(secretMarker)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := etcdBackupSecret(storeS3, decodeTestEntry(testEntry), source, existing)
+			got, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry(testEntry), source, existing)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -100,7 +100,7 @@ func TestEtcdBackupSecretWorkloadIdentity(t *testing.T) {
 	t.Run("without context object", func(t *testing.T) {
 		source := workloadIdentitySource()
 		delete(source.Annotations, annotationWorkloadContext)
-		got, err := etcdBackupSecret(storeS3, decodeTestEntry(testEntry), source, nil)
+		got, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry(testEntry), source, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestEtcdBackupSecretErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			source := workloadIdentitySource()
 			test.edit(source)
-			_, err := etcdBackupSecret(storeS3, decodeTestEntry(testEntry), source, nil)
+			_, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry(testEntry), source, nil)
 			if codeOf(err) != codeConfigurationProblem {
 				t.Fatalf("error %v has code %q", err, codeOf(err))
 			}
@@ -340,7 +340,7 @@ func TestEtcdBackupSecretOnAzure(t *testing.T) {
 	source := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "garden", Name: "entry", Labels: map[string]string{"a": "b"}}, Data: generatedData("bkpb", memKey1)}
 	source.Data[dataKeyBucketName] = []byte("other")
 	existing := &corev1.Secret{Data: map[string][]byte{"region": {1}, "token": {2}}}
-	got, err := etcdBackupSecret(storeAzure, decodeTestEntry(testEntry), source, existing)
+	got, err := etcdBackupSecret(&azureClients{}, decodeTestEntry(testEntry), source, existing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestEtcdBackupSecretOnAzure(t *testing.T) {
 	if string(source.Data[dataKeyBucketName]) != "other" {
 		t.Error("the source was changed")
 	}
-	if _, err := etcdBackupSecret(storeAzure, decodeTestEntry(testEntry), workloadIdentitySource(), nil); codeOf(err) != codeConfigurationProblem ||
+	if _, err := etcdBackupSecret(&azureClients{}, decodeTestEntry(testEntry), workloadIdentitySource(), nil); codeOf(err) != codeConfigurationProblem ||
 		!strings.Contains(err.Error(), "garden/entry") || strings.Contains(err.Error(), secretMarker) {
 		t.Errorf("of a workload identity: %v", err)
 	}

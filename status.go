@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,20 +16,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
-)
-
-// errorCode is one of Gardener's error codes
-// (gardener/gardener pkg/apis/core/v1beta1/types_common.go).
-type errorCode string
-
-const (
-	codeUnauthenticated        errorCode = "ERR_INFRA_UNAUTHENTICATED"
-	codeUnauthorized           errorCode = "ERR_INFRA_UNAUTHORIZED"
-	codeQuotaExceeded          errorCode = "ERR_INFRA_QUOTA_EXCEEDED"
-	codeRateLimitsExceeded     errorCode = "ERR_INFRA_RATE_LIMITS_EXCEEDED"
-	codeConfigurationProblem   errorCode = "ERR_CONFIGURATION_PROBLEM"
-	codeRetryableDependencies  errorCode = "ERR_RETRYABLE_INFRA_DEPENDENCIES"
-	codeRetryableConfiguration errorCode = "ERR_RETRYABLE_CONFIGURATION_PROBLEM"
 )
 
 type operationState string
@@ -99,37 +83,6 @@ func computeOperationType(o *object) operationType {
 	default:
 		return operationTypeReconcile
 	}
-}
-
-// codeOf is the Gardener error code that an error carries, by its type.
-func codeOf(err error) errorCode {
-	var store *storeError
-	if errors.As(err, &store) {
-		return store.code
-	}
-	var config *configError
-	var refusal *Refusal
-	if errors.As(err, &config) || errors.As(err, &refusal) {
-		return codeConfigurationProblem
-	}
-	return ""
-}
-
-// isTransient says that an error is the cloud's or the API server's and likely to pass by
-// itself.
-func isTransient(err error) bool {
-	var store *storeError
-	if !errors.As(err, &store) {
-		var network net.Error
-		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.As(err, &network) ||
-			apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) || apierrors.IsServiceUnavailable(err) ||
-			apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
-	}
-	switch store.code {
-	case codeRateLimitsExceeded, codeRetryableDependencies:
-		return true
-	}
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // resourceClient reads and writes the objects of one resource. It keeps to the status
@@ -337,24 +290,8 @@ var failedVerb = map[operationType]string{
 	operationTypeRestore:   "Could not restore",
 }
 
-// maxDescription keeps a value that an error quotes from exceeding what the API server
-// accepts; the description is stored twice.
-const maxDescription = 4000
-
 func failureDescription(kind, name string, t operationType, err error) string {
 	return shortened(fmt.Sprintf("%s %s %s: %v", failedVerb[t], kind, name, err))
-}
-
-// shortened keeps a value that a message quotes from making it endless.
-func shortened(message string) string { return cut(message, maxDescription) }
-
-// cut keeps at most limit bytes of a text, with an ellipsis for what is lost.
-func cut(text string, limit int) string {
-	const ellipsis = "..."
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit-len(ellipsis)], "") + ellipsis
 }
 
 // failure writes the Error status and returns err for the queue, as it is if that worked.
@@ -392,4 +329,32 @@ func mergeConditions(existing []condition, now time.Time, wanted ...condition) (
 		*have, changed = want, true
 	}
 	return merged, changed
+}
+
+// checkUnused makes sure, by a live read, that no BackupEntry but the one that is left out
+// owns the prefix of entry in a bucket: both "x" and "source-x" may
+// (control-plane migration, gardener/gardener docs/operations/control_plane_migration.md).
+func (c *resourceClient) checkUnused(ctx context.Context, bucket, entry, except string) error {
+	for _, name := range []string{entry, sourcePrefix + entry} {
+		if name == except {
+			continue
+		}
+		u, err := c.client.Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("reading BackupEntry %s: %w", name, err)
+		}
+		e := decodeEntry(u)
+		if e.BucketName != bucket {
+			continue
+		}
+		// One that migrates goes, but leaves its objects to another seed.
+		migrates := e.operation() == operationMigrate || e.LastOperation != nil && e.LastOperation.Type == operationTypeMigrate
+		if e.DeletionTimestamp == nil || migrates {
+			return &prefixInUseError{entry: name}
+		}
+	}
+	return nil
 }

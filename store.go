@@ -2,18 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
-	"io"
 	"iter"
-	"net"
-	"net/http"
-	"net/url"
-	"os"
-	"syscall"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 // versions is what purging, listing, sweeping, checking and extending stand on, each written
@@ -201,26 +195,6 @@ var (
 	errNotOurBucket = errors.New("not a bucket of ours")
 )
 
-// storeError is a failed store operation with its Gardener error code.
-type storeError struct {
-	// code is the Gardener error code, empty if none fits.
-	code errorCode
-	err  error
-}
-
-func (e *storeError) Error() string { return e.err.Error() }
-func (e *storeError) Unwrap() error { return e.err }
-
-// waitError says that a store keeps something for now. It is no failure: the caller says
-// why and comes back later.
-type waitError struct {
-	// reason is a clause such as "container x is under a legal hold".
-	reason string
-	after  time.Duration
-}
-
-func (e *waitError) Error() string { return e.reason }
-
 // bucketRef names a bucket and tells what its resource knows about it.
 type bucketRef struct {
 	Name, Region string
@@ -235,78 +209,42 @@ type bucketRef struct {
 	Account           string
 }
 
-// storeKind names a store implementation, as in --type NAME=STORE.
-type storeKind string
-
-const (
-	storeS3    storeKind = "s3"
-	storeAzure storeKind = "azure"
-)
-
-// storeOpener opens buckets of one kind of store with the data of a credentials secret,
-// without a request. Clients are shared between buckets and reused until the data
-// changes. What is wrong with the credentials is a *configError that names the key, all
-// else a *storeError.
-type storeOpener interface {
+// provider is one kind of store. None of its methods makes a request.
+//
+// Buckets are opened with the data of a credentials secret. Clients are shared between them and reused until the data
+// changes. What is wrong with the credentials is a *configError that names the key, all else a *storeError.
+type provider interface {
+	// name is that of --type NAME=STORE, and the label store of metrics.
+	name() string
+	// parseConfig reads the providerConfig at path strictly; an absent one asks for nothing. An error is a *configError
+	// that names the field; what could be read is returned with it.
+	parseConfig(path *field.Path, providerType string, raw []byte) (desired, error)
+	// record is providerStatus in this store's own words; nil if there is nothing to remember.
+	record(providerType string, r record) any
+	// warnings says, by reason, what is legal but dangerous about a policy for a bucket that has been locked so far as
+	// floor says. They count more than those that policyWarnings gives for all stores.
+	warnings(path *field.Path, desired, floor Policy) map[string]string
+	// entrySecret writes what etcd-backup-restore reads from the credentials in source into wanted. existing is the
+	// secret that there is so far, nil if there is none.
+	entrySecret(e *backupEntry, source, existing, wanted *corev1.Secret) error
 	// openStore is for the credentials of a BackupBucket.
 	openStore(ref bucketRef, credentials map[string][]byte) (Store, error)
 	// openObjects is for those of a BackupEntry.
 	openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error)
 }
 
-// stores opens buckets by store kind.
-type stores map[storeKind]storeOpener
-
-// newStores returns all stores; clouds are the custom Azure clouds.
-func newStores(m *metrics, clouds azureClouds) stores {
-	return stores{storeS3: newS3Clients(m), storeAzure: newAzureClients(m, clouds)}
+// accountProvider is a provider whose buckets lie in accounts of their own, whose keys a generated secret publishes. Its
+// Store is an accountStore, and the generated secret has the credentials of a BackupEntry.
+type accountProvider interface {
+	provider
+	// rotateAnnotation is the annotation that asks for new keys; it ends in annotationRotateSuffix.
+	rotateAnnotation() string
+	// published is the account and the key in a generated secret.
+	published(generated *corev1.Secret) (account, key string)
 }
 
-// networkCause classifies an error of the network or of TLS; its text is empty for all
-// others. It has no port of ours and no address, since it becomes part of a status.
-func networkCause(err error) (errorCode, string) {
-	var (
-		dns         *net.DNSError
-		unknownCA   x509.UnknownAuthorityError
-		hostname    x509.HostnameError
-		invalid     x509.CertificateInvalidError
-		certificate *tls.CertificateVerificationError
-		record      tls.RecordHeaderError
-		alert       tls.AlertError
-		errno       syscall.Errno
-		timeout     interface{ Timeout() bool }
-		request     *url.Error
-	)
-	host := "the store" // without the address that it resolved to
-	if errors.As(err, &request) {
-		if u, err := url.Parse(request.URL); err == nil && u.Host != "" {
-			host = u.Host
-		}
-	}
-	switch {
-	case errors.As(err, &dns) && dns.IsNotFound:
-		return codeRetryableConfiguration, fmt.Sprintf("the host %s does not resolve", dns.Name)
-	case errors.As(err, &dns):
-		return codeRetryableDependencies, fmt.Sprintf("the host %s could not be looked up", dns.Name)
-	case errors.As(err, &unknownCA):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is signed by an unknown authority", host)
-	case errors.As(err, &hostname):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is for another host", host)
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is expired or not yet valid", host)
-	case errors.As(err, &invalid), errors.As(err, &certificate):
-		return codeRetryableConfiguration, fmt.Sprintf("the certificate of %s is not valid", host)
-	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		return codeRetryableConfiguration, fmt.Sprintf("%s does not speak TLS", host)
-	case errors.As(err, &alert):
-		return codeRetryableConfiguration, fmt.Sprintf("%s refuses the TLS connection: %s", host, alert.Error())
-	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return codeRetryableDependencies, fmt.Sprintf("%s did not answer in time", host)
-	case errors.As(err, &errno) && errno != syscall.ECONNRESET && errno != syscall.EPIPE:
-		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached: %s", host, errno.Error())
-	case request != nil, errors.Is(err, io.ErrUnexpectedEOF):
-		// A connection that is closed early ends in one of several errors, by chance.
-		return codeRetryableDependencies, fmt.Sprintf("%s closes the connection without an answer", host)
-	}
-	return "", ""
+// extensionLimit is a provider whose locked policies can be extended only so often.
+type extensionLimit interface {
+	// refuseExtension says why a locked policy cannot be extended any more.
+	refuseExtension(desired, live Policy) *Refusal
 }

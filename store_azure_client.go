@@ -145,7 +145,7 @@ func newAzureClients(m *metrics, clouds azureClouds) *azureClients {
 	}
 }
 
-// openStore implements storeOpener.
+// openStore implements provider.
 func (c *azureClients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	if err := checkAzureBucketName(ref.Name); err != nil {
 		return nil, err
@@ -176,7 +176,7 @@ func (c *azureClients) openStore(ref bucketRef, credentials map[string][]byte) (
 	}, nil
 }
 
-// openObjects implements storeOpener.
+// openObjects implements provider.
 func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
 	if err := checkAzureBucketName(ref.Name); err != nil {
 		return nil, err

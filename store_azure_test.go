@@ -1766,7 +1766,7 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 			if c.set != nil {
 				c.set(f)
 			}
-			got, err := f.open(f.ref()).DeleteAccount(t.Context())
+			got, err := f.open(f.ref()).DeleteAccount(t.Context(), false)
 			f.expect(c.calls)
 			if c.code != "" {
 				checkAzureError(t, err, c.code)
@@ -1819,7 +1819,7 @@ func TestAzureStoreDeleteAccountFollowsTheDeletion(t *testing.T) {
 					f.on["Poll"] = step.poll
 				}
 				// Each call opens the bucket anew, as reconciles do.
-				got, err := f.open(f.ref()).DeleteAccount(t.Context())
+				got, err := f.open(f.ref()).DeleteAccount(t.Context(), false)
 				if calls := f.take(); step.calls != "" && calls != step.calls {
 					t.Errorf("step %d: requests: %s\nwant:     %s", i, calls, step.calls)
 				}
@@ -1836,7 +1836,7 @@ func TestAzureStoreDeleteAccountFollowsTheDeletion(t *testing.T) {
 		for _, name := range []string{fakeAzureBucket, "other-backup"} {
 			ref := f.ref()
 			ref.Name, ref.Account = name, azureAccountName(fakeAzureBucket)
-			if got, err := f.open(ref).DeleteAccount(t.Context()); err != nil || !got.Started {
+			if got, err := f.open(ref).DeleteAccount(t.Context(), false); err != nil || !got.Started {
 				t.Errorf("%+v %v", got, err)
 			}
 			f.expect(begin)

@@ -64,8 +64,8 @@ var (
 	s3BucketNamePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 )
 
-// s3Config is the content of a credentials secret.
-type s3Config struct {
+// s3Credentials is the content of a credentials secret.
+type s3Credentials struct {
 	accessKeyID, secretAccessKey string
 	token, roleARN               string
 	region                       string
@@ -111,9 +111,9 @@ func checkS3Credentials(credentials map[string][]byte) error {
 	return err
 }
 
-func parseS3Credentials(credentials map[string][]byte) (*s3Config, error) {
+func parseS3Credentials(credentials map[string][]byte) (*s3Credentials, error) {
 	value := func(key string) string { return s3Value(credentials, key) }
-	c := &s3Config{
+	c := &s3Credentials{
 		accessKeyID: value(s3KeyAccessKeyID), secretAccessKey: value(s3KeySecretAccessKey),
 		token: value(s3KeyToken), region: value(s3KeyRegion),
 		requestChecksum: aws.RequestChecksumCalculationWhenSupported, responseChecksum: aws.ResponseChecksumValidationWhenSupported,
@@ -198,7 +198,7 @@ func newS3Clients(m *metrics) *s3Clients {
 		evicted: func(client *s3Client) { client.transport.CloseIdleConnections() }}}
 }
 
-// openStore implements storeOpener.
+// openStore implements provider.
 func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Store, error) {
 	b, err := c.open(ref, credentials)
 	if err != nil {
@@ -207,7 +207,7 @@ func (c *s3Clients) openStore(ref bucketRef, credentials map[string][]byte) (Sto
 	return b, nil
 }
 
-// openObjects implements storeOpener: entries have the same credentials as buckets.
+// openObjects implements provider: entries have the same credentials as buckets.
 func (c *s3Clients) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
 	b, err := c.open(ref, credentials)
 	if err != nil {
@@ -272,7 +272,7 @@ type s3Client struct {
 	noTLSVersion atomic.Bool
 }
 
-func (c *s3Clients) newClient(region string, config *s3Config) *s3Client {
+func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 	client := &s3Client{
 		transport:   newTransport(&tls.Config{RootCAs: config.roots, InsecureSkipVerify: config.insecure}),
 		backoff:     retry.NewExponentialJitterBackoff(c.maxBackoff),

@@ -41,14 +41,14 @@ const (
 
 func TestStoreAcceptance(t *testing.T) {
 	for _, backend := range []struct {
-		kind  storeKind
+		kind  string
 		env   string
 		start func(*testing.T, string) storeBackend
 	}{
 		{storeS3, suiteEnvS3, startS3Backend},
 		{storeAzure, suiteEnvAzure, startAzureBackend},
 	} {
-		t.Run(string(backend.kind), func(t *testing.T) {
+		t.Run(backend.kind, func(t *testing.T) {
 			t.Parallel()
 			where := os.Getenv(backend.env)
 			if where == "" {
@@ -61,9 +61,9 @@ func TestStoreAcceptance(t *testing.T) {
 
 // storeBackend is a store with its server, and a way around the store to the server.
 type storeBackend interface {
-	kind() storeKind
+	kind() string
 	// opener opens buckets with short pauses between attempts.
-	opener(*metrics) storeOpener
+	opener(*metrics) provider
 	ref(bucket string) bucketRef
 	credentials() map[string][]byte
 	// wrong are credentials and buckets with which nothing works.
@@ -107,7 +107,7 @@ type suiteObject struct {
 // wrongStore is opened and used without success.
 type wrongStore struct {
 	name        string
-	opener      storeOpener
+	opener      provider
 	ref         bucketRef
 	credentials map[string][]byte
 	// entry: the credentials are those of a BackupEntry.
@@ -126,7 +126,7 @@ type suiteBucket struct {
 	backend storeBackend
 	name    string
 	metrics *metrics
-	opener  storeOpener
+	opener  provider
 	// unserved: some requests never reach the server.
 	unserved bool
 }
@@ -336,7 +336,7 @@ func (b *suiteBucket) counted(f func()) map[string]int {
 }
 
 // requestsOf are the requests that a call makes, by store.
-type requestsOf map[storeKind]map[string]int
+type requestsOf map[string]map[string]int
 
 // some are one or more.
 const some = -1
@@ -532,7 +532,7 @@ func testStoreLifeCycle(t *testing.T, backend storeBackend) {
 				b.wantAbsent()
 				return
 			}
-			state, err := account.DeleteAccount(ctx)
+			state, err := account.DeleteAccount(ctx, false)
 			b.must(err)
 			if state.Started || state.Deleting || !strings.Contains(state.Kept, b.name) {
 				t.Errorf("the deletion of an account with a bucket is %+v", state)
@@ -543,7 +543,7 @@ func testStoreLifeCycle(t *testing.T, backend storeBackend) {
 				t.Errorf("an account without its bucket is %+v", state)
 			}
 			for state.Started = true; state.Started || state.Deleting; {
-				state, err = account.DeleteAccount(ctx)
+				state, err = account.DeleteAccount(ctx, false)
 				b.must(err)
 			}
 			if state != (AccountState{}) {
@@ -1519,7 +1519,7 @@ func startS3Backend(t *testing.T, secret string) storeBackend {
 	return b
 }
 
-func (b *s3Backend) kind() storeKind                 { return storeS3 }
+func (b *s3Backend) kind() string                    { return storeS3 }
 func (b *s3Backend) credentials() map[string][]byte  { return maps.Clone(b.data) }
 func (b *s3Backend) permission() string              { return "s3:GetBucketObjectLockConfiguration" }
 func (b *s3Backend) maxDays() int32                  { return s3MaxRetentionDays }
@@ -1530,7 +1530,7 @@ func (b *s3Backend) ref(bucket string) bucketRef {
 	return bucketRef{Name: bucket, Region: string(b.data[s3KeyRegion])}
 }
 
-func (b *s3Backend) opener(m *metrics) storeOpener {
+func (b *s3Backend) opener(m *metrics) provider {
 	c := newS3Clients(m)
 	c.maxBackoff = time.Millisecond
 	return c
@@ -1743,7 +1743,7 @@ func (b *azureBackend) call(t *testing.T, method, path string, body []byte, answ
 	}
 }
 
-func (b *azureBackend) kind() storeKind                { return storeAzure }
+func (b *azureBackend) kind() string                   { return storeAzure }
 func (b *azureBackend) credentials() map[string][]byte { return maps.Clone(b.data) }
 func (b *azureBackend) maxDays() int32                 { return azureMaxRetentionDays }
 func (b *azureBackend) permission() string {
@@ -1754,7 +1754,7 @@ func (b *azureBackend) ref(bucket string) bucketRef {
 	return bucketRef{Name: bucket, Region: "westeurope", Cloud: b.cloudName}
 }
 
-func (b *azureBackend) opener(m *metrics) storeOpener {
+func (b *azureBackend) opener(m *metrics) provider {
 	c := b.strange(m)
 	c.transport.TLSClientConfig.RootCAs = b.roots
 	return c

@@ -23,9 +23,6 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -302,41 +299,6 @@ func checkStands(ctx context.Context, objects Objects, tombstone mark) error {
 	return nil
 }
 
-// prefixInUseError says that a live BackupEntry owns the objects that were to be deleted.
-type prefixInUseError struct{ entry string }
-
-func (e *prefixInUseError) Error() string {
-	return fmt.Sprintf("the objects belong to the live BackupEntry %s", e.entry)
-}
-
-// checkUnused makes sure, by a live read, that no BackupEntry but the one that is left out
-// owns the prefix of entry in a bucket: both "x" and "source-x" may
-// (control-plane migration, gardener/gardener docs/operations/control_plane_migration.md).
-func (c *resourceClient) checkUnused(ctx context.Context, bucket, entry, except string) error {
-	for _, name := range []string{entry, sourcePrefix + entry} {
-		if name == except {
-			continue
-		}
-		u, err := c.client.Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("reading BackupEntry %s: %w", name, err)
-		}
-		e := decodeEntry(u)
-		if e.BucketName != bucket {
-			continue
-		}
-		// One that migrates goes, but leaves its objects to another seed.
-		migrates := e.operation() == operationMigrate || e.LastOperation != nil && e.LastOperation.Type == operationTypeMigrate
-		if e.DeletionTimestamp == nil || migrates {
-			return &prefixInUseError{entry: name}
-		}
-	}
-	return nil
-}
-
 // sweeper purges the prefixes whose tombstones are due in the buckets of our BackupBuckets.
 // Each verification of a bucket asks for a sweep; between two, a sweep comes back by itself
 // for the next tombstone that becomes due.
@@ -372,9 +334,9 @@ type sweepPlan struct {
 
 // reconcile makes one sweep of a bucket: one list request if nothing is due.
 func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (time.Duration, error) {
-	obj, exists, err := s.objects.GetByKey(key.String())
+	obj, exists, err := s.cached.GetByKey(key.String())
 	b, ok := obj.(*backupBucket)
-	if err != nil || !exists || !ok || !s.admission.responsible(&b.object) {
+	if err != nil || !exists || !ok || !s.scope.responsible(&b.object) {
 		s.setPlans(key.Name, nil)
 		s.sweeps.gone(key)
 		return 0, err
@@ -389,7 +351,7 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || b.Generation > observed {
 		return 0, nil
 	}
-	objects, err := s.open(ctx, b)
+	objects, err := s.openContents(ctx, b)
 	if err != nil || objects == nil {
 		return 0, err
 	}
@@ -473,35 +435,16 @@ func (s *sweeper) setPlans(bucket string, plans map[string]sweepPlan) {
 	s.plans[bucket] = plans
 }
 
-// open opens the bucket with the credentials that are the cheapest: on Azure those of the
-// generated secret, for which the management plane need not be asked.
-func (s *sweeper) open(ctx context.Context, b *backupBucket) (Objects, error) {
-	kind := s.storeKind(&b.object)
-	var secret *corev1.Secret
-	var err error
-	if kind == storeAzure {
-		secret, err = s.secrets.generated(ctx, generatedSecretRefs(b)...)
-	} else {
-		secret, err = s.secrets.get(ctx, b.SecretRef)
-	}
-	if err != nil || secret == nil {
-		return nil, err
-	}
-	ref := bucketRef{Name: b.Name, Region: b.Region, Recorded: recordedPolicy(b.ProviderStatus)}
-	objects, err := s.stores[kind].openObjects(ref, secret.Data)
-	return objects, credentialsError(err, secret)
-}
-
 // free is when the last of the marks can be deleted: they are retained as long as
 // everything that is written to the bucket.
 func (s *sweeper) free(b *backupBucket, of marks) time.Time {
-	return recordedPolicy(b.ProviderStatus).until(of.newest.created)
+	return readRecord(b.ProviderStatus).Policy.until(of.newest.created)
 }
 
 // sweep purges the prefix of an entry if its newest mark is a tombstone, and deletes its marks
 // once they say nothing any more. gone says that no mark is left.
 func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, of marks, p sweepPlan, now time.Time) (_ sweepPlan, gone bool, err error) {
-	policy := recordedPolicy(b.ProviderStatus)
+	policy := readRecord(b.ProviderStatus).Policy
 	again := func(at time.Time) sweepPlan {
 		if latest := latestTry(policy, now); at.After(latest) {
 			at = latest

@@ -77,7 +77,7 @@ var gardenGV = schema.GroupVersion{Group: "core.gardener.cloud", Version: "v1bet
 // before an object is stored; it changes nothing and keeps nothing, so that a dry run
 // needs no treatment of its own. It is safe for concurrent use.
 type webhook struct {
-	*admission
+	*scope
 	// entries reads BackupEntries from the API server.
 	entries dynamic.ResourceInterface
 	metrics *metrics
@@ -326,9 +326,9 @@ type guarded struct {
 	config         []byte
 	// recorded is the policy that the daemon has set, none if that is unknown.
 	recorded Policy
-	// served says that the daemon is responsible, for a bucket on this kind of store.
+	// served says that the daemon is responsible, for a bucket on store.
 	served bool
-	kind   storeKind
+	store  provider
 	// err says what has a shape that the object's schema should forbid.
 	err error
 }
@@ -337,7 +337,7 @@ func (w *webhook) guardedBucket(u *unstructured.Unstructured) guarded {
 	b := decodeBucket(u)
 	return guarded{
 		path: providerConfigPath, typePath: field.NewPath("spec", "type"), provider: b.Type, class: b.Class, region: b.Region, config: b.ProviderConfig,
-		recorded: recordedPolicy(b.ProviderStatus), served: w.responsible(&b.object), kind: w.stores[b.Type], err: b.decodeErr,
+		recorded: readRecord(b.ProviderStatus).Policy, served: w.responsible(&b.object), store: w.providers[b.Type], err: b.decodeErr,
 	}
 }
 
@@ -347,8 +347,8 @@ func (w *webhook) guardedGarden(u *unstructured.Unstructured, path, typePath *fi
 	d := &decoder{content: u.Object}
 	g := guarded{path: path, typePath: typePath, provider: d.str(provider...), region: d.str(region...), config: d.raw(config...)}
 	// gardenlet copies it from the BackupBucket on the seed; a Seed has none.
-	g.recorded = recordedPolicy(d.raw("status", "providerStatus"))
-	g.kind, g.served = w.stores[g.provider]
+	g.recorded = readRecord(d.raw("status", "providerStatus")).Policy
+	g.store, g.served = w.providers[g.provider]
 	g.err = d.err
 	return g
 }
@@ -377,13 +377,13 @@ func judgePolicy(old *guarded, new guarded) verdict {
 	floor, unchanged := Policy{}, false
 	if old != nil {
 		// A config that cannot be read was never applied.
-		before := bucketConfig{}
-		if old.kind != "" {
-			if parsed, err := parseConfig(old.path, old.kind, old.provider, old.config); err == nil {
-				before = parsed
+		before := Policy{}
+		if old.store != nil {
+			if parsed, err := old.store.parseConfig(old.path, old.provider, old.config); err == nil {
+				before = parsed.Policy
 			}
 		}
-		floor = lockedFloor(old.recorded, before.Policy)
+		floor = lockedFloor(old.recorded, before)
 		if leaves := old.served && (!new.served || new.provider != old.provider); leaves && floor.Locked {
 			path, have, asked := new.typePath, old.provider, new.provider
 			if have == asked {
@@ -406,7 +406,7 @@ func judgePolicy(old *guarded, new guarded) verdict {
 	if unchanged {
 		return v
 	}
-	config, err := parseConfig(new.path, new.kind, new.provider, new.config)
+	config, err := new.store.parseConfig(new.path, new.provider, new.config)
 	if err != nil {
 		return deny(http.StatusUnprocessableEntity, reasonInvalid, "%v", err)
 	}
@@ -414,7 +414,8 @@ func judgePolicy(old *guarded, new guarded) verdict {
 		refusal := refuse(new.path, config.Policy, floor)
 		return deny(http.StatusForbidden, refusal.Reason, "%s: %s", new.path.Child("immutability"), refusal.Message)
 	}
-	maps.Copy(v.warnings, policyWarnings(new.path, new.kind, config.Policy, floor))
+	maps.Copy(v.warnings, policyWarnings(new.path, config.Policy, floor))
+	maps.Copy(v.warnings, new.store.warnings(new.path, config.Policy, floor))
 	return v
 }
 

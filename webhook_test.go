@@ -59,11 +59,11 @@ var (
 // newTestWebhook serves types on both stores and two classes.
 func newTestWebhook(entries dynamic.ResourceInterface) *webhook {
 	return &webhook{
-		admission: &admission{stores: map[string]storeKind{"aws": storeS3, "s3": storeS3, "azure": storeAzure}, classes: []string{"shoot", "garden"}},
-		buckets:   liveBucket{uid: testObject(kindBackupBucket, "b", "secret").GetUID()},
-		entries:   entries,
-		metrics:   newMetrics(),
-		lookups:   make(chan struct{}, 1),
+		scope:   &scope{providers: testProviders("aws", "s3", "azure"), classes: []string{"shoot", "garden"}},
+		buckets: liveBucket{uid: testObject(kindBackupBucket, "b", "secret").GetUID()},
+		entries: entries,
+		metrics: newMetrics(),
+		lookups: make(chan struct{}, 1),
 	}
 }
 
@@ -287,7 +287,7 @@ var guardedUpdates = []guardedCase{
 
 func TestWebhookPolicy(t *testing.T) {
 	for _, shape := range guardedShapes {
-		for provider, kind := range map[string]storeKind{"aws": storeS3, "azure": storeAzure} {
+		for provider, kind := range map[string]string{"aws": storeS3, "azure": storeAzure} {
 			for _, test := range guardedUpdates {
 				if !test.recorded.None() && !shape.recorded {
 					continue
@@ -474,7 +474,7 @@ func TestWebhookLeavingOurCare(t *testing.T) {
 				old := shape.object("aws", guardedConfig("aws", unlocked4d))
 				new := old.DeepCopy()
 				change(new)
-				if _, served := newTestWebhook(noEntries).stores[guardedType(shape, new)]; served {
+				if _, served := newTestWebhook(noEntries).providers[guardedType(shape, new)]; served {
 					// It is ours still, so its config must fit.
 					set(guardedConfig(guardedType(shape, new), unlocked4d), shape.config...)(new)
 				}

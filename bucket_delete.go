@@ -1,0 +1,306 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// delete deletes the bucket with everything that is in it, once no BackupEntry refers
+// to it and nothing in it is retained.
+func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (time.Duration, error) {
+	b, ok, again, err := dueDeletion(ctx, &r.reconciler, cached, decodeBucket, bucketOperationType)
+	if !ok {
+		return again, err
+	}
+	// One that never got ready stays a Create until it is gone, so that each pass knows.
+	opType, remove := operationTypeDelete, r.deleteBucket
+	if b.neverReady() {
+		opType, remove = operationTypeCreate, r.deleteUnused
+	}
+	user, err := r.referringEntry(ctx, b)
+	if err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+	}
+	if user != "" {
+		// Its backups are still needed, so its lock is still defended.
+		if err := r.defend(ctx, b); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
+		}
+		r.sweeps.queue.Add(cache.MetaObjectToName(b))
+		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user), min(referencedRetry, r.verifyInterval))
+	}
+	// A pass that only looks again at what is waited for has nothing new to tell.
+	if last := b.LastOperation; last == nil || last.Type != opType || last.State != stateProcessing {
+		if err := r.resource.processing(ctx, &b.object, opType, "Deleting the bucket"); err != nil {
+			return 0, err
+		}
+	}
+	if wait, err := remove(ctx, b); wait > 0 || err != nil {
+		return wait, err
+	}
+	if err := r.deleteGeneratedSecret(ctx, b); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+	}
+	if opType == operationTypeDelete {
+		if err := r.resource.success(ctx, &b.object, opType, "The bucket is deleted", nil); err != nil {
+			return 0, err
+		}
+	}
+	if err := r.releaseSecret(ctx, &b.object); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+	}
+	return 0, r.resource.release(ctx, &b.object)
+}
+
+// neverReady says that the creation of a BackupBucket has never succeeded.
+func (b *backupBucket) neverReady() bool {
+	return b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded()
+}
+
+// bucketToDelete opens the bucket of a BackupBucket after a fresh look at it; nil if there
+// is nothing of ours, which needs no deletion.
+func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, BucketState, error) {
+	if err := checkSecretRef(b.SecretRef); err != nil {
+		return nil, BucketState{}, r.bucketLeft(ctx, b, err)
+	}
+	secret, err := r.secrets.get(ctx, b.SecretRef)
+	if err != nil {
+		return nil, BucketState{}, err
+	}
+	want, old := r.scope.readBucket(b)
+	store, _, err := r.openStore(ctx, b, secret, want, old)
+	var unopened *storeError
+	if errors.As(err, &unopened) && b.neverReady() {
+		// Such as a cloud that does not exist: nothing was ever created there.
+		return nil, BucketState{}, r.bucketLeft(ctx, b, err)
+	}
+	if err == nil {
+		var state BucketState
+		if state, err = store.Observe(ctx); err == nil && (state.Exists || state.Remains) {
+			return store, state, nil
+		}
+	}
+	if errors.Is(err, errNotOurBucket) {
+		err = r.bucketLeft(ctx, b, err)
+	}
+	return nil, BucketState{}, err
+}
+
+// deleteBucket deletes the bucket with everything that is in it.
+func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
+	}
+	store, state, err := r.bucketToDelete(ctx, b)
+	if err != nil {
+		return fail(err)
+	}
+	if store == nil {
+		return 0, nil
+	}
+	for state.Exists {
+		err := r.deleteEmpty(ctx, b, store)
+		if err == nil {
+			break
+		}
+		var wait *waitError
+		if errors.As(err, &wait) {
+			return r.wait(ctx, b, operationTypeDelete, "KeptByStore", "The deletion waits: "+wait.reason, wait.after)
+		}
+		if !errors.Is(err, errBucketNotEmpty) {
+			return fail(err)
+		}
+		result, purgeErr := r.purges.run(ctx, store, purgeOrder{
+			bucket: b.Name, name: purgeName(&b.object), policy: readRecord(b.ProviderStatus).Policy, uploads: true,
+			before: func(context.Context) error { return r.checkUnreferred(b) }})
+		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
+			return wait, err
+		}
+		if result.Retained > 0 {
+			return r.waitForRetention(ctx, b, result)
+		}
+		// MinIO hides "a/b" from a list while an object "a" exists: what a first purge
+		// could not see is found by the next.
+		if result.Deleted == 0 {
+			return fail(err)
+		}
+	}
+	return r.deleteAccount(ctx, b, store, operationTypeDelete)
+}
+
+// deleteUnused deletes the bucket of a BackupBucket that never got ready, if it is empty.
+// It may be one that was there before and could not be adopted: what is in it is not ours.
+func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) {
+		return 0, r.resource.failure(ctx, &b.object, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err), nil)
+	}
+	store, state, err := r.bucketToDelete(ctx, b)
+	if err != nil {
+		return fail(err)
+	}
+	if store == nil {
+		return 0, nil
+	}
+	if state.Exists {
+		err := r.deleteEmpty(ctx, b, store)
+		var wait *waitError
+		if errors.Is(err, errBucketNotEmpty) || errors.As(err, &wait) {
+			return 0, r.bucketLeft(ctx, b, err)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
+	return r.deleteAccount(ctx, b, store, operationTypeCreate)
+}
+
+func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, store Store) error {
+	if err := store.Delete(ctx); err != nil {
+		return err
+	}
+	r.metrics.bucketsDeleted.Inc()
+	klog.FromContext(ctx).Info("Deleted the bucket")
+	r.normal(b, "BucketDeleted", "Delete", "Deleted bucket %s", b.Name)
+	return nil
+}
+
+// deleteGeneratedSecret deletes the generated secret of a bucket that is gone.
+func (r *bucketReconciler) deleteGeneratedSecret(ctx context.Context, b *backupBucket) error {
+	if _, ok := r.provider(&b.object).(accountProvider); !ok {
+		return nil
+	}
+	// There are two if a move to another namespace was cut off.
+	for _, ref := range generatedSecretRefs(b) {
+		generated, err := r.secrets.generated(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if generated == nil {
+			continue
+		}
+		if err := r.secrets.deleteGenerated(ctx, generated); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitGroup is the reason of conditionWaiting while a resource group is being deleted.
+const waitGroup = "ResourceGroup"
+
+// waitsFor says that the deletion waited for this when the status was written.
+func (b *backupBucket) waitsFor(reason string) bool {
+	return slices.ContainsFunc(b.Conditions, func(c condition) bool { return c.Type == conditionWaiting && c.Reason == reason })
+}
+
+// accountRetry is how soon the deletion of a resource group is looked at again.
+const accountRetry = 10 * time.Second
+
+// deleteAccount deletes what a bucket that is gone has lain in, if the store has that.
+func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, store Store, opType operationType) (time.Duration, error) {
+	account, ok := store.(accountStore)
+	if !ok {
+		return 0, nil
+	}
+	state, err := account.DeleteAccount(ctx, b.waitsFor(waitGroup))
+	if err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+	}
+	if state.Started {
+		r.metrics.accountsDeleted.Inc()
+		klog.FromContext(ctx).Info("Deleting the resource group")
+		r.normal(b, "ResourceGroupDeleted", "Delete", "Deleting resource group %s with the storage account of bucket %s", b.Name, b.Name)
+	}
+	if state.Started || state.Deleting {
+		return r.wait(ctx, b, opType, waitGroup, "The bucket is deleted, its resource group is being deleted", accountRetry)
+	}
+	if state.Kept != "" {
+		klog.FromContext(ctx).Info("Kept the resource group or storage account", "reason", state.Kept)
+		r.warn(b, "ResourceGroupKept", "Delete", "The bucket is deleted, but: %s", state.Kept)
+	}
+	return 0, nil
+}
+
+// wait lets a deletion wait, without any request until then.
+func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, reason, description string, after time.Duration) (time.Duration, error) {
+	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(after))
+	var extra map[string]any
+	waiting := condition{Type: conditionWaiting, Status: "True", Reason: reason, Message: description + "."}
+	if conditions, changed := mergeConditions(b.Conditions, time.Now(), waiting); changed {
+		extra = map[string]any{"conditions": conditions}
+	}
+	return after, r.resource.waiting(ctx, &b.object, opType, description, extra)
+}
+
+// waitForRetention lets the deletion of a bucket wait for what a purge has left in it.
+func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket, result PurgeResult) (time.Duration, error) {
+	r.metrics.setTombstones(b.Name, 0, result.Retained, result.RetainedBytes, result.RetainedUntil)
+	after := sweepRetry
+	if !result.RetainedUntil.IsZero() {
+		// A second covers the store's rounding, a minute a lag of ours.
+		if after = result.RetainedUntil.Sub(result.Now); after <= -time.Second {
+			after = time.Minute
+		} else {
+			// A duration ends at 292 years.
+			after = min(after, 365*24*time.Hour) + time.Second
+		}
+	}
+	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes), b.Name, result.retained())
+	return r.wait(ctx, b, operationTypeDelete, "ObjectsRetained", description, after)
+}
+
+// bucketLeft tells that a BackupBucket goes and a bucket of its name may stay.
+func (r *bucketReconciler) bucketLeft(ctx context.Context, b *backupBucket, reason error) error {
+	klog.FromContext(ctx).Info("Released the BackupBucket without deleting a bucket", "reason", reason.Error())
+	r.warn(b, "BucketLeft", "Delete", "The BackupBucket is released, no bucket was deleted: %v", reason)
+	return nil
+}
+
+// checkUnreferred looks into the cache for a BackupEntry that came since the deletion of
+// the bucket began.
+func (r *bucketReconciler) checkUnreferred(b *backupBucket) error {
+	for _, obj := range r.entries.List() {
+		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
+			return &prefixInUseError{entry: e.Name}
+		}
+	}
+	return nil
+}
+
+// referringEntry names a BackupEntry that refers to the bucket. The cache may say yes;
+// no is only believed after a live read.
+func (r *bucketReconciler) referringEntry(ctx context.Context, b *backupBucket) (string, error) {
+	for _, obj := range r.entries.List() {
+		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
+			return e.Name, nil
+		}
+	}
+	return referringEntry(ctx, r.entriesClient.client, b.Name)
+}
+
+// referringEntry returns the name of a BackupEntry that lies in the bucket as the API
+// server has it now, empty if there is none. Most often the first page of 500 tells.
+func referringEntry(ctx context.Context, client dynamic.ResourceInterface, bucket string) (string, error) {
+	options := metav1.ListOptions{Limit: 500}
+	for {
+		page, err := client.List(ctx, options)
+		if err != nil {
+			return "", fmt.Errorf("listing BackupEntries: %w", err)
+		}
+		if i := slices.IndexFunc(page.Items, func(u unstructured.Unstructured) bool { return decodeEntry(&u).BucketName == bucket }); i >= 0 {
+			return page.Items[i].GetName(), nil
+		}
+		if options.Continue = page.GetContinue(); options.Continue == "" {
+			return "", nil
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/klog/v2"
+)
+
+// keyDue says, without a request to the store, that the access keys need a look.
+func (p *bucketPass) keyDue() bool {
+	if _, key := p.published(p.b, p.generated); key == "" || p.b.GeneratedSecretRef.Name == "" {
+		return true
+	}
+	created := keyCreated(p.generated)
+	p.setKeyCreated(created)
+	return p.desired.Rotation.due(created, time.Now())
+}
+
+// keyCreated is when the key that a generated secret publishes was created; zero if that
+// is not known.
+func keyCreated(generated *corev1.Secret) time.Time {
+	created, err := time.Parse(time.RFC3339, generated.Annotations[annotationKeyCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return created
+}
+
+func (p *bucketPass) setKeyCreated(created time.Time) {
+	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name)
+	if created.IsZero() {
+		p.metrics.bucketKeyCreated.DeleteLabelValues(p.b.Name)
+		return
+	}
+	p.metrics.bucketKeyCreated.WithLabelValues(p.b.Name).Set(float64(created.Unix()))
+}
+
+// ensureKeys publishes the youngest access key of the account in the generated secret, and
+// rotates the keys if that is due. The request for a rotation is taken back after the
+// rotation and before the key is published: whenever the daemon stops in between, the next
+// pass sees a secret that lags and only publishes.
+func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
+	keys, err := store.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	_, published := p.published(p.b, p.generated)
+	for i := range keys {
+		// Of a key that we have regenerated ourselves we know what the store does not tell.
+		if p.generated != nil && keys[i].Value == published && keys[i].Created.IsZero() {
+			keys[i].Created = keyCreated(p.generated)
+		}
+	}
+	requested := p.scope.rotationRequested(&p.b.object)
+	publish, regenerate := planKeys(keys, published, p.desired.Rotation, requested, time.Now())
+	if regenerate != "" {
+		if err := p.start(); err != nil {
+			return err
+		}
+		// A cache that lags shows requests that were carried out already; the key that
+		// would go now is the one that every cluster uses.
+		if requested, err = p.rotationStillRequested(ctx); err != nil {
+			return err
+		}
+		publish, regenerate = planKeys(keys, published, p.desired.Rotation, requested, time.Now())
+	}
+	if regenerate != "" {
+		if publish, err = p.regenerateKey(ctx, store, regenerate); err != nil {
+			return err
+		}
+	}
+	if publish.Value == "" {
+		return configErrorf("the storage account of bucket %s has no access key that could be published", p.b.Name)
+	}
+	if accounts, ok := p.provider(&p.b.object).(accountProvider); ok && requested {
+		// With an optimistic lock: the client may ask for the next rotation meanwhile.
+		_, err := p.resource.patch(ctx, &p.b.object, map[string]any{"metadata": map[string]any{
+			"annotations": map[string]any{accounts.rotateAnnotation(): nil}, "resourceVersion": p.b.ResourceVersion}})
+		if err != nil {
+			return err
+		}
+	}
+	data := store.EntryCredentials(publish)
+	if p.generated == nil || publish.Value != published {
+		if err := p.start(); err != nil {
+			return err
+		}
+	}
+	generated, err := p.secrets.publish(ctx, p.b, p.generated, data, publish.Created)
+	if err != nil {
+		return err
+	}
+	p.generated = generated
+	p.setKeyCreated(publish.Created)
+	return nil
+}
+
+// rotationStillRequested reads the request for a rotation from the API server.
+func (p *bucketPass) rotationStillRequested(ctx context.Context) (bool, error) {
+	u, err := p.resource.live(ctx, &p.b.object)
+	if err != nil {
+		return false, err
+	}
+	if u == nil || u.GetDeletionTimestamp() != nil {
+		return false, apierrors.NewConflict(bucketsGVR.GroupResource(), p.b.Name, errors.New("it is gone or going"))
+	}
+	live := decodeBucket(u)
+	p.b.ResourceVersion, p.b.Annotations = live.ResourceVersion, live.Annotations
+	return p.scope.rotationRequested(&live.object), nil
+}
+
+// regenerateKey replaces a key that was read just before and returns the new one.
+func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name string) (accessKey, error) {
+	keys, err := store.RegenerateKey(ctx, name)
+	if err != nil {
+		return accessKey{}, err
+	}
+	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name).Inc()
+	klog.FromContext(ctx).Info("Regenerated an access key of the storage account", "key", name)
+	p.normal(p.b, "KeyRotated", "Rotate", "Regenerated access key %s of the storage account of bucket %s; it is published instead of the other one, which stays valid", name, p.b.Name)
+	i := slices.IndexFunc(keys, func(key accessKey) bool { return key.Name == name })
+	if i < 0 {
+		return accessKey{}, nil
+	}
+	if keys[i].Created.IsZero() {
+		keys[i].Created = time.Now()
+	}
+	return keys[i], nil
+}
+
+// planKeys says which access key the generated secret is to publish, and which one has to
+// be regenerated before and published instead; empty if none. published is the value that
+// the secret has, empty if there is no secret. It is pure.
+//
+// A secret that does not publish the youngest key means that a rotation was cut off after
+// the key had been regenerated: publishing ends it, rotating again would cut off everybody
+// who uses the key published so far.
+func planKeys(keys []accessKey, published string, rotation keyRotation, requested bool, now time.Time) (publish accessKey, regenerate string) {
+	for _, key := range keys {
+		younger := key.Created.After(publish.Created)
+		if publish.Name == "" || younger || key.Created.Equal(publish.Created) && key.Value == published {
+			publish = key
+		}
+	}
+	if publish.Value != published || !requested && !rotation.due(publish.Created, now) {
+		return publish, ""
+	}
+	oldest := accessKey{}
+	for _, key := range keys {
+		if key.Name != publish.Name && (oldest.Name == "" || key.Created.Before(oldest.Created)) {
+			oldest = key
+		}
+	}
+	return publish, oldest.Name
+}
