@@ -261,7 +261,7 @@ func TestForgetBucket(t *testing.T) {
 		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 20 {
+	if len(others) != 21 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

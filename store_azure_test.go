@@ -78,6 +78,16 @@ type fakeAzure struct {
 	refuse   func(b fakeAzureBlob) (int, string)
 	pageSize int
 	deleted  []string
+	// foreignGroup and foreignAccount: we did not make them.
+	foreignGroup, foreignAccount bool
+}
+
+// fakeAzureTags are those of what we made, or others.
+func fakeAzureTags(foreign bool) map[string]string {
+	if foreign {
+		return map[string]string{"team": "x"}
+	}
+	return map[string]string{strings.ToUpper(azureTag): fakeAzureBucket}
 }
 
 func newFakeAzure(t *testing.T) *fakeAzure {
@@ -273,12 +283,12 @@ func (f *fakeAzure) serveARM(w http.ResponseWriter, r *http.Request) {
 		f.serveGroup(w, r, body)
 	case parts[0] == "resources":
 		if !f.begin("Resources.List", w, r, body) {
-			var list []map[string]string
+			var list []map[string]any
 			if f.account {
-				list = append(list, map[string]string{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket)})
+				list = append(list, map[string]any{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket), "tags": fakeAzureTags(f.foreignAccount)})
 			}
 			for _, name := range f.resources {
-				list = append(list, map[string]string{"type": "Microsoft.Other/things", "name": name})
+				list = append(list, map[string]any{"type": "Microsoft.Other/things", "name": name})
 			}
 			fakeAzureJSON(w, http.StatusOK, map[string]any{"value": list})
 		}
@@ -961,11 +971,11 @@ func TestAzureStoreCreate(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.expect("Container.GET CheckName Group.GET Group.PUT Account.GET Account.PUT Poll Poll Container.PUT")
-		if got := f.bodies["Group.PUT"]; got != `{"location":"westeurope"}` {
+		if got := f.bodies["Group.PUT"]; got != `{"location":"westeurope","tags":{"bucketwarden-bucket":"seed-backup"}}` {
 			t.Errorf("group %s", got)
 		}
 		for _, want := range []string{`"kind":"StorageV2"`, `"name":"Standard_ZRS"`, `"accessTier":"Cool"`, `"supportsHttpsTrafficOnly":true`, `"minimumTlsVersion":"TLS1_2"`,
-			`"allowBlobPublicAccess":false`, `"keyExpirationPeriodInDays":90`, `"location":"westeurope"`} {
+			`"tags":{"bucketwarden-bucket":"seed-backup"}`, `"allowBlobPublicAccess":false`, `"keyExpirationPeriodInDays":90`, `"location":"westeurope"`} {
 			if !strings.Contains(f.bodies["Account.PUT"], want) {
 				t.Errorf("%s is not in %s", want, f.bodies["Account.PUT"])
 			}
@@ -1731,6 +1741,7 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 		kept  string
 		calls string
 		code  errorCode
+		begun bool
 	}{
 		"alone":       {want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
 		"empty group": {set: func(f *fakeAzure) { f.account = false }, want: AccountState{Started: true}, calls: "Group.GET Resources.List Group.DELETE"},
@@ -1759,6 +1770,12 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 		}, want: AccountState{Started: true}, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
 		"shares not known": {set: func(f *fakeAzure) { f.on["Share.List"] = answerAzure(409, "StorageAccountOperationInProgress") }, code: codeRetryableDependencies,
 			calls: "Group.GET Resources.List Container.List Share.List"},
+		"a group of others": {set: func(f *fakeAzure) { f.foreignGroup = true }, kept: "resource group seed-backup stays, because bucketwarden has not made it",
+			calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Account.DELETE"},
+		"an empty group of others": {set: func(f *fakeAzure) { f.foreignGroup, f.account = true, false }, kept: "bucketwarden has not made it", calls: "Group.GET Resources.List"},
+		"an account of others":     {set: func(f *fakeAzure) { f.foreignAccount = true }, kept: "storage account bkp2fde1d146d29c16 stay", calls: "Group.GET Resources.List"},
+		"denied after it was begun": {set: func(f *fakeAzure) { f.script("Group.GET", answerAzure(403, "AuthorizationFailed")) }, begun: true,
+			kept: "cannot be seen any more", calls: "Group.GET"},
 		"gone meanwhile": {set: func(f *fakeAzure) { f.script("Group.DELETE", answerAzure(404, "ResourceGroupNotFound")) }, calls: "Group.GET Resources.List Container.List Share.List Queue.List Table.List Group.DELETE"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1766,7 +1783,7 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 			if c.set != nil {
 				c.set(f)
 			}
-			got, err := f.open(f.ref()).DeleteAccount(t.Context(), false)
+			got, err := f.open(f.ref()).DeleteAccount(t.Context(), c.begun)
 			f.expect(c.calls)
 			if c.code != "" {
 				checkAzureError(t, err, c.code)
