@@ -1,3 +1,8 @@
+// A BackupBucket: ensured and verified. A pass compares what the spec asks for (desired), what we remember (old) and
+// what the cloud says (live), and changes one thing at a time, with a look at the cloud after each. passKind says what
+// a pass may do; every kind of pass restores a lock that was recorded. The policy comes before everything that could
+// fail without need, and only what the cloud has confirmed is recorded.
+
 package main
 
 import (
@@ -288,7 +293,8 @@ func (p *bucketPass) run(ctx context.Context) error {
 	// The policy comes before everything that could fail without need.
 	if err := p.converge(ctx, store); err != nil {
 		if p.drifted(plan) {
-			return fmt.Errorf("the store says %s of a bucket that should have a %s, which could not be restored: %w", was, p.expected(), err)
+			return fmt.Errorf("the store says %s of a bucket that should have a %s, which could not be restored: %w",
+				was, p.expected(), err)
 		}
 		return err
 	}
@@ -316,7 +322,8 @@ func (p *bucketPass) run(ctx context.Context) error {
 // errNotDefended says that a pass that only defends found something that only a
 // reconcile may change: a spec that nobody has asked to carry out may name another secret
 // or region.
-var errNotDefended = errors.New("the bucket cannot be verified: with the secret and region of a spec that was not reconciled since it changed, or that is being deleted, there is no such bucket, or the secret was never used")
+var errNotDefended = errors.New("the bucket cannot be verified: with the secret and region of a spec that was not " +
+	"reconciled since it changed, or that is being deleted, there is no such bucket, or the secret was never used")
 
 func (p *bucketPass) observe(ctx context.Context, store Store) error {
 	state, err := store.Observe(ctx)
@@ -359,7 +366,8 @@ func (p *bucketPass) reportLoss(ctx context.Context) {
 // reportDrift tells of drift that this pass has repaired.
 func (p *bucketPass) reportDrift(ctx context.Context, was Policy) {
 	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored", "expected", p.expected().String(), "found", was.String())
+	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored",
+		"expected", p.expected().String(), "found", was.String())
 	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
 }
 
@@ -432,7 +440,8 @@ var readBackDelays = []time.Duration{250 * time.Millisecond, time.Second, 2 * ti
 func (p *bucketPass) readBack(ctx context.Context, store Store) error {
 	before := p.live
 	for i := 0; ; i++ {
-		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends || i == len(readBackDelays) {
+		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends ||
+			i == len(readBackDelays) {
 			return err
 		}
 		select {
@@ -460,7 +469,8 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
 	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
 	if p.live.Policy.Locked && p.live.Extensions != nil && *p.live.Extensions == 1 {
-		p.warn(p.b, "LastExtension", "Reconcile", "The policy of bucket %s was extended to %s; that was the last extension that the store allows", p.b.Name, step.Policy.Hours())
+		p.warn(p.b, "LastExtension", "Reconcile", "The policy of bucket %s was extended to %s; that was the last "+
+			"extension that the store allows", p.b.Name, step.Policy.Hours())
 	}
 	return nil
 }
@@ -532,7 +542,8 @@ func (p *bucketPass) immutableCondition() condition {
 
 func hardenedCondition(gaps []string) condition {
 	if len(gaps) == 0 {
-		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access block and TLS-only access are in place."}
+		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access " +
+			"block and TLS-only access are in place."}
 	}
 	return condition{Type: conditionHardened, Status: "False", Reason: "Gaps", Message: strings.Join(gaps, " ")}
 }

@@ -1,14 +1,16 @@
+// The end of a BackupBucket. Its bucket is deleted only when no BackupEntry refers to it, after a live look, and when the
+// store says that it is ours; one of a BackupBucket that never got ready only if it is empty. What is retained makes the
+// deletion wait in Processing, without any request until it is due. Until the last entry is gone, the lock is defended.
+
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -36,7 +38,8 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
 		}
 		r.sweeps.queue.Add(cache.MetaObjectToName(b))
-		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such as %s", user), min(referencedRetry, r.verifyInterval))
+		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such "+
+			"as %s", user), min(referencedRetry, r.verifyInterval))
 	}
 	// A pass that only looks again at what is waited for has nothing new to tell.
 	if last := b.LastOperation; last == nil || last.Type != opType || last.State != stateProcessing {
@@ -231,7 +234,8 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 }
 
 // wait lets a deletion wait, without any request until then.
-func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, reason, description string, after time.Duration) (time.Duration, error) {
+func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, reason, description string,
+	after time.Duration) (time.Duration, error) {
 	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(after))
 	var extra map[string]any
 	waiting := condition{Type: conditionWaiting, Status: "True", Reason: reason, Message: description + "."}
@@ -254,7 +258,8 @@ func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket
 			after = min(after, 365*24*time.Hour) + time.Second
 		}
 	}
-	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes), b.Name, result.retained())
+	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes),
+		b.Name, result.retained())
 	return r.wait(ctx, b, operationTypeDelete, "ObjectsRetained", description, after)
 }
 
@@ -296,8 +301,10 @@ func referringEntry(ctx context.Context, client dynamic.ResourceInterface, bucke
 		if err != nil {
 			return "", fmt.Errorf("listing BackupEntries: %w", err)
 		}
-		if i := slices.IndexFunc(page.Items, func(u unstructured.Unstructured) bool { return decodeEntry(&u).BucketName == bucket }); i >= 0 {
-			return page.Items[i].GetName(), nil
+		for i := range page.Items {
+			if e := decodeEntry(&page.Items[i]); e.BucketName == bucket {
+				return e.Name, nil
+			}
 		}
 		if options.Continue = page.GetContinue(); options.Continue == "" {
 			return "", nil

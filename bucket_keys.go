@@ -1,3 +1,8 @@
+// The access keys of a bucket's account, where the store has accounts. The youngest key is published in the generated
+// secret; the oldest of the others is regenerated when that is due or asked for, and published then, so that the key in
+// use stays valid until the next rotation. Every step can be cut off: a secret that lags behind the youngest key means
+// that publishing is all that is left to do.
+
 package main
 
 import (
@@ -122,7 +127,8 @@ func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name
 	}
 	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name).Inc()
 	klog.FromContext(ctx).Info("Regenerated an access key of the storage account", "key", name)
-	p.normal(p.b, "KeyRotated", "Rotate", "Regenerated access key %s of the storage account of bucket %s; it is published instead of the other one, which stays valid", name, p.b.Name)
+	p.normal(p.b, "KeyRotated", "Rotate", "Regenerated access key %s of the storage account of bucket %s; it is published "+
+		"instead of the other one, which stays valid", name, p.b.Name)
 	i := slices.IndexFunc(keys, func(key accessKey) bool { return key.Name == name })
 	if i < 0 {
 		return accessKey{}, nil
@@ -140,7 +146,8 @@ func (p *bucketPass) regenerateKey(ctx context.Context, store accountStore, name
 // A secret that does not publish the youngest key means that a rotation was cut off after
 // the key had been regenerated: publishing ends it, rotating again would cut off everybody
 // who uses the key published so far.
-func planKeys(keys []accessKey, published string, rotation keyRotation, requested bool, now time.Time) (publish accessKey, regenerate string) {
+func planKeys(keys []accessKey, published string, rotation keyRotation, requested bool, now time.Time,
+) (publish accessKey, regenerate string) {
 	for _, key := range keys {
 		younger := key.Created.After(publish.Created)
 		if publish.Name == "" || younger || key.Created.Equal(publish.Created) && key.Value == published {

@@ -1,3 +1,8 @@
+// The daemon: everything wired up, started, and stopped in order. newDaemon connects clients, informers, controllers and
+// reconcilers; run serves metrics, health and admission before, during and after the work; lead works only while holding
+// a lease, and releases it after the work has ended. What ends the context stops gracefully: running passes may finish,
+// and the webhook answers until API servers have heard that it goes. One line of knownStores adds a kind of store.
+
 package main
 
 import (
@@ -171,7 +176,8 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface, sco
 	if d.config.webhookAddress == "" {
 		return nil
 	}
-	d.webhook = &webhook{scope: scope, buckets: dyn.Resource(bucketsGVR), entries: dyn.Resource(entriesGVR), metrics: d.metrics, lookups: make(chan struct{}, 1)}
+	d.webhook = &webhook{scope: scope, buckets: dyn.Resource(bucketsGVR), entries: dyn.Resource(entriesGVR),
+		metrics: d.metrics, lookups: make(chan struct{}, 1)}
 	if directory := d.config.webhookCertDir; directory != "" {
 		files, err := newFileCertificate(directory, d.metrics)
 		if err != nil {
@@ -180,7 +186,8 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface, sco
 		d.certificate = files
 		return nil
 	}
-	certificate, err := newSelfManagedCertificate(d.core, meta, d.config.namespace, d.config.webhookConfiguration, d.config.webhookCertLifetime, d.metrics)
+	certificate, err := newSelfManagedCertificate(d.core, meta, d.config.namespace, d.config.webhookConfiguration,
+		d.config.webhookCertLifetime, d.metrics)
 	if err != nil {
 		return fmt.Errorf("preparing the webhook's certificate: %w", err)
 	}
@@ -201,15 +208,17 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	bucketController := newController(resourceBackupBuckets, d.metrics)
 	entryController := newController(resourceBackupEntries, d.metrics)
 	d.sweeps = newController(resourceSweeps, d.metrics)
-	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
+	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry,
+		controller: entryController}
 
 	purges := &purges{}
 	bucketReconciler := &bucketReconciler{
 		reconciler: reconciler{
-			resource: &resourceClient{client: dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
-			secrets:  &secrets{client: d.core, finalizer: finalizerBackupBucket},
-			cached:   buckets.GetIndexer(),
-			scope:    scope, recorder: recorder, metrics: d.metrics, purges: purges,
+			resource: &resourceClient{client: dyn.Resource(bucketsGVR), kind: kindBackupBucket,
+				finalizer: finalizerBackupBucket, controller: bucketController},
+			secrets: &secrets{client: d.core, finalizer: finalizerBackupBucket},
+			cached:  buckets.GetIndexer(),
+			scope:   scope, recorder: recorder, metrics: d.metrics, purges: purges,
 		},
 		verifyInterval: d.config.verifyInterval,
 		sweeps:         d.sweeps,
@@ -512,7 +521,8 @@ func renewHeartbeat(ctx context.Context, client kubernetes.Interface, namespace 
 	lease, err := leases.Get(ctx, heartbeatLease, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		_, err = leases.Create(ctx, &coordinationv1.Lease{
-			ObjectMeta: metav1.ObjectMeta{Name: heartbeatLease, Namespace: namespace}, Spec: spec}, metav1.CreateOptions{FieldManager: fieldManager})
+			ObjectMeta: metav1.ObjectMeta{Name: heartbeatLease, Namespace: namespace}, Spec: spec,
+		}, metav1.CreateOptions{FieldManager: fieldManager})
 		return wrapf(err, "creating lease %s/%s", namespace, heartbeatLease)
 	}
 	if err != nil {

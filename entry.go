@@ -1,3 +1,7 @@
+// A BackupEntry: the etcd-backup secret written for its cluster, first and whether the store answers or not; tombstones of
+// an earlier life revoked; handed over to another seed without deleting anything; and deleted with its objects, unless
+// the prefix belongs to another live entry. What is retained is left to a tombstone, so the entry never waits for it.
+
 package main
 
 import (
@@ -114,14 +118,16 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		// On its own cluster a live entry is never purged; a tombstone that the owner of the
 		// bucket would follow on another one can only be there after a migration.
 		if opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
-			return fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier deletion cannot be revoked", e.SecretRef, dataKeyToken)
+			return fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier "+
+				"deletion cannot be revoked", e.SecretRef, dataKeyToken)
 		}
 		return nil
 	}
 	revoked, err := revoke(ctx, objects, entryBase(e.Name))
 	if revoked {
 		klog.FromContext(ctx).Info("Revoked the tombstone of an earlier deletion", "bucket", e.BucketName)
-		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was retained of an earlier deletion is not deleted any more", entryBase(e.Name), e.BucketName)
+		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was "+
+			"retained of an earlier deletion is not deleted any more", entryBase(e.Name), e.BucketName)
 	}
 	return err
 }
@@ -303,7 +309,8 @@ func (r *entryReconciler) deleteEtcdBackup(ctx context.Context, e *backupEntry) 
 	if creator := secret.Annotations[annotationCreatedBy]; creator != "" && creator != e.Name {
 		return nil
 	}
-	err = client.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID, ResourceVersion: &secret.ResourceVersion}})
+	err = client.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID,
+		ResourceVersion: &secret.ResourceVersion}})
 	return wrapf(ignoreNotFound(err), "deleting secret %s/%s", namespace, name)
 }
 
@@ -334,7 +341,8 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 				return fail(fmt.Errorf("revoking the tombstone of %s, which is in use by BackupEntry %s: %w", base, inUse.entry, err))
 			}
 		}
-		r.warn(e, "ObjectsKept", "Delete", "The objects under %s/ in bucket %s belong to the live BackupEntry %s and are kept", base, e.BucketName, inUse.entry)
+		r.warn(e, "ObjectsKept", "Delete", "The objects under %s/ in bucket %s belong to the live BackupEntry %s and are "+
+			"kept", base, e.BucketName, inUse.entry)
 		return 0, nil
 	}
 	switch {
@@ -360,7 +368,9 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	} else if err != nil {
 		return fail(err)
 	}
-	klog.FromContext(ctx).Info("Left a tombstone for retained objects", "bucket", e.BucketName, "objects", result.Retained, "bytes", result.RetainedBytes, "until", result.RetainedUntil)
-	r.normal(e, "ObjectsRetained", "Delete", "%d objects (%s) in bucket %s are %s; a tombstone in the bucket sees to their deletion then", result.Retained, formatBytes(result.RetainedBytes), e.BucketName, result.retained())
+	klog.FromContext(ctx).Info("Left a tombstone for retained objects", "bucket", e.BucketName, "objects", result.Retained,
+		"bytes", result.RetainedBytes, "until", result.RetainedUntil)
+	r.normal(e, "ObjectsRetained", "Delete", "%d objects (%s) in bucket %s are %s; a tombstone in the bucket sees to "+
+		"their deletion then", result.Retained, formatBytes(result.RetainedBytes), e.BucketName, result.retained())
 	return 0, nil
 }

@@ -1,3 +1,8 @@
+// The two resources as we read them, and the events that count. Informers keep only the fields of backupBucket and
+// backupEntry, decoded without ever failing: what has a wrong shape is remembered in decodeErr and told by a pass. scope
+// says which objects are ours and which of their events are, as Gardener's own extensions do; what is admitted becomes
+// a key in the queue of a controller. What an informer holds is shared and never changed.
+
 package main
 
 import (
@@ -265,7 +270,8 @@ func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) 
 func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 	o, d := decodeObject(u, kindBackupBucket)
 	b := &backupBucket{object: o, ProviderConfig: d.raw("spec", "providerConfig"), ProviderStatus: d.raw("status", "providerStatus"),
-		GeneratedSecretRef: types.NamespacedName{Namespace: d.str("status", "generatedSecretRef", "namespace"), Name: d.str("status", "generatedSecretRef", "name")}}
+		GeneratedSecretRef: types.NamespacedName{Namespace: d.str("status", "generatedSecretRef", "namespace"),
+			Name: d.str("status", "generatedSecretRef", "name")}}
 	if raw := d.raw("status", "conditions"); raw != nil {
 		d.note(json.Unmarshal(raw, &b.Conditions))
 	}
@@ -275,7 +281,8 @@ func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 
 func decodeEntry(u *unstructured.Unstructured) *backupEntry {
 	o, d := decodeObject(u, kindBackupEntry)
-	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"), Recorded: readRecord(d.raw("spec", "backupBucketProviderStatus")).Policy}
+	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"),
+		Recorded: readRecord(d.raw("spec", "backupBucketProviderStatus")).Policy}
 	e.decodeErr = d.err
 	return e
 }
@@ -374,7 +381,8 @@ func (s *scope) rotationRequested(o *object) bool {
 // or restore is still annotated are no events, or a failing one would be retried at once
 // instead of with backoff.
 func (s *scope) onAdd(o *object) bool {
-	return s.ignoreOperationAnnotation || isOperation(o.operation()) || s.rotationRequested(o) || o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
+	return s.ignoreOperationAnnotation || isOperation(o.operation()) || s.rotationRequested(o) ||
+		o.DeletionTimestamp != nil || !o.succeeded() || o.interrupted()
 }
 
 func (s *scope) onUpdate(old, new *object) bool {
@@ -398,7 +406,8 @@ func isOperation(value string) bool {
 
 // watchObjects feeds the admitted events of an informer into the controller. Objects
 // that are not admitted when they are first seen are given to seen, if that is set.
-func watchObjects(informer cache.SharedIndexInformer, s *scope, c *controller, seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
+func watchObjects(informer cache.SharedIndexInformer, s *scope, c *controller,
+	seen func(key cache.ObjectName)) (cache.ResourceEventHandlerRegistration, error) {
 	admit := func(o *object) {
 		key := cache.MetaObjectToName(o)
 		if s.ignoreOperationAnnotation {
@@ -433,7 +442,8 @@ func watchObjects(informer cache.SharedIndexInformer, s *scope, c *controller, s
 					seen(cache.MetaObjectToName(new.common()))
 				}
 			case s.responsible(old.common()):
-				klog.Background().Info("No longer responsible", "resource", c.resource, "name", new.common().Name, "type", new.common().Type, "class", new.common().Class)
+				klog.Background().Info("No longer responsible", "resource", c.resource, "name", new.common().Name,
+					"type", new.common().Type, "class", new.common().Class)
 				c.gone(cache.MetaObjectToName(new.common()))
 			}
 		},

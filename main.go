@@ -1,5 +1,8 @@
 // Command bucketwarden guards the etcd backup buckets of a Gardener seed: it owns the
 // BackupBuckets and BackupEntries of extensions.gardener.cloud/v1alpha1.
+//
+// This file has the flags with their checks, and run, which is the process from its arguments to its end. All mistakes in
+// flags are found here, before anything is connected.
 package main
 
 import (
@@ -68,23 +71,31 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.Var(&c.types, "type", "`NAME=STORE`: serve objects with spec.type NAME on STORE ("+storeNames()+"); repeatable, "+
 		"replaces the defaults aws=s3, s3=s3, S3=s3 and azure=azure")
 	fs.StringVar(&c.class, "class", defaultClass, "extension `classes` that this instance serves, comma separated")
-	fs.BoolVar(&c.ignoreOperationAnnotation, "ignore-operation-annotation", false, "react to generation, secret and namespace changes instead of the annotation gardener.cloud/operation")
+	fs.BoolVar(&c.ignoreOperationAnnotation, "ignore-operation-annotation", false, "react to generation, secret and "+
+		"namespace changes instead of the annotation gardener.cloud/operation")
 	fs.IntVar(&c.concurrentSyncs, "concurrent-syncs", 5, "workers per resource")
 	fs.DurationVar(&c.verifyInterval, "verify-interval", 10*time.Minute, "how often every bucket is checked against the cloud")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")
-	fs.BoolVar(&c.controllers, "controllers", true, "work on BackupBuckets and BackupEntries; false: admission only, as in the garden cluster")
+	fs.BoolVar(&c.controllers, "controllers", true, "work on BackupBuckets and BackupEntries; false: admission only, as "+
+		"in the garden cluster")
 	fs.StringVar(&c.webhookAddress, "webhook-address", ":10250", "`address` of the admission webhook; empty switches admission off")
-	fs.StringVar(&c.webhookConfiguration, "webhook-configuration", programName, "`name` of the ValidatingWebhookConfiguration that says under which names the webhook is called, and whose caBundle is kept")
-	fs.StringVar(&c.webhookCertDir, "webhook-cert-dir", "", "`directory` with tls.crt and tls.key of the webhook, read again when they change; default: a self-managed certificate in a Secret of --namespace")
-	fs.DurationVar(&c.webhookCertLifetime, "webhook-cert-lifetime", 90*24*time.Hour, "how long a self-managed certificate is valid; it is renewed after two thirds")
-	fs.BoolVar(&c.leaderElect, "leader-elect", false, "work only while holding the Lease bucketwarden in --namespace, so that several replicas can run; each of them serves admission")
+	fs.StringVar(&c.webhookConfiguration, "webhook-configuration", programName,
+		"`name` of the ValidatingWebhookConfiguration that says under which names the webhook is called, and whose caBundle is kept")
+	fs.StringVar(&c.webhookCertDir, "webhook-cert-dir", "", "`directory` with tls.crt and tls.key of the webhook, read "+
+		"again when they change; default: a self-managed certificate in a Secret of --namespace")
+	fs.DurationVar(&c.webhookCertLifetime, "webhook-cert-lifetime", 90*24*time.Hour, "how long a self-managed certificate "+
+		"is valid; it is renewed after two thirds")
+	fs.BoolVar(&c.leaderElect, "leader-elect", false, "work only while holding the Lease bucketwarden in --namespace, so "+
+		"that several replicas can run; each of them serves admission")
 	fs.StringVar(&c.loggingFormat, "logging-format", loggingText, "`format` of the log: text or json")
 	fs.BoolVar(&c.version, "version", false, "print the version and exit")
 	fs.IntVar(&c.verbosity, "v", 0, "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
-	fs.StringVar(&c.azureCloudConfig, "azure-cloud-config", "", "`file` with custom Azure clouds by name, in JSON; docs/azure.md describes it")
-	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its leases and the certificate of its webhook; default: in the cluster that of its service account, else none and no heartbeat")
+	fs.StringVar(&c.azureCloudConfig, "azure-cloud-config", "", "`file` with custom Azure clouds by name, in JSON; "+
+		"docs/azure.md describes it")
+	fs.StringVar(&c.namespace, "namespace", "", "the daemon's own namespace, where it keeps its leases and the "+
+		"certificate of its webhook; default: in the cluster that of its service account, else none and no heartbeat")
 }
 
 // complete fills in defaults and checks the rest.
@@ -116,7 +127,8 @@ func (c *config) complete() error {
 	case c.webhookCertLifetime < minWebhookCertLifetime:
 		return fmt.Errorf("--webhook-cert-lifetime is %s, must be at least %s", c.webhookCertLifetime, minWebhookCertLifetime)
 	case c.namespace == "" && c.webhookAddress != "" && c.webhookCertDir == "":
-		return errors.New("the admission webhook keeps its certificate in a namespace: give --namespace, or --webhook-cert-dir, or switch admission off with --webhook-address=")
+		return errors.New("the admission webhook keeps its certificate in a namespace: give --namespace, or " +
+			"--webhook-cert-dir, or switch admission off with --webhook-address=")
 	case c.namespace == "" && c.leaderElect && c.controllers:
 		return errors.New("--leader-elect keeps its lease in a namespace: give --namespace")
 	}
@@ -233,7 +245,8 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 		return nil, err
 	}
 	if c.loggingFormat == loggingJSON {
-		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-c.verbosity), ReplaceAttr: knownLevel})))
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-c.verbosity),
+			ReplaceAttr: knownLevel})))
 	}
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)

@@ -1,3 +1,7 @@
+// Every metric of the daemon, on one registry. docs/metrics.md describes each, and a test compares the two. The state of
+// a bucket has the label bucket and is forgotten with it; counters exist from the start, so that their first increase
+// is seen. Label values come from us, never from what somebody sends.
+
 package main
 
 import (
@@ -84,27 +88,45 @@ func newMetrics() *metrics {
 	}
 
 	m.bucketInfo = gauge("bucketwarden_backupbucket_info", "A BackupBucket that this daemon serves; always 1.", "bucket", "type", "region")
-	m.bucketLocked = gauge("bucketwarden_backupbucket_locked", "1 if the bucket's immutability is locked, as the cloud answered last, else 0.", "bucket")
-	m.bucketRetention = gauge("bucketwarden_backupbucket_retention_seconds", "Retention of new objects in seconds, as the cloud answered last; 0 without a policy.", "bucket")
-	m.bucketDesiredLocked = gauge("bucketwarden_backupbucket_desired_locked", "1 if spec.providerConfig asks for locked immutability, else 0.", "bucket")
-	m.bucketDesiredRetention = gauge("bucketwarden_backupbucket_desired_retention_seconds", "Retention that spec.providerConfig asks for in seconds; 0 without immutability.", "bucket")
-	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds", "Unix time of the cloud's last answer about the bucket.", "bucket")
-	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
-	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, extended or restored locked.", "bucket")
-	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to be deleted, with their BackupEntry or with the bucket.", "bucket")
-	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining", "How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
-	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds", "Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not know (Azure).", "bucket")
+	m.bucketLocked = gauge("bucketwarden_backupbucket_locked", "1 if the bucket's immutability is locked, as the cloud "+
+		"answered last, else 0.", "bucket")
+	m.bucketRetention = gauge("bucketwarden_backupbucket_retention_seconds", "Retention of new objects in seconds, as the "+
+		"cloud answered last; 0 without a policy.", "bucket")
+	m.bucketDesiredLocked = gauge("bucketwarden_backupbucket_desired_locked", "1 if spec.providerConfig asks for locked "+
+		"immutability, else 0.", "bucket")
+	m.bucketDesiredRetention = gauge("bucketwarden_backupbucket_desired_retention_seconds",
+		"Retention that spec.providerConfig asks for in seconds; 0 without immutability.", "bucket")
+	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds",
+		"Unix time of the cloud's last answer about the bucket.", "bucket")
+	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed "+
+		"behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
+	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, "+
+		"extended or restored locked.", "bucket")
+	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to "+
+		"be deleted, with their BackupEntry or with the bucket.", "bucket")
+	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining",
+		"How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
+	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds",
+		"Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not "+
+			"know (Azure).", "bucket")
 	m.bucketKeyRotations = counter("bucketwarden_backupbucket_key_rotations_total", "Access keys regenerated (Azure).", "bucket")
-	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total", Help: "Buckets deleted from a store."})
-	m.accountsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_accounts_total", Help: "Resource groups deleted with the storage account of a deleted bucket in them (Azure)."})
+	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total",
+		Help: "Buckets deleted from a store."})
+	m.accountsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_accounts_total",
+		Help: "Resource groups deleted with the storage account of a deleted bucket in them (Azure)."})
 	m.registry.MustRegister(m.bucketsDeleted, m.accountsDeleted)
-	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would weaken a locked policy, or extend it once more than the cloud allows.", "bucket", "reason")
+	m.refusals = counter("bucketwarden_policy_refusals_total", "Changes of spec.providerConfig refused because they would "+
+		"weaken a locked policy, or extend it once more than the cloud allows.", "bucket", "reason")
 	m.purgedObjects = counter("bucketwarden_purged_objects_total", "Object versions and delete markers deleted from the bucket.", "bucket")
 	m.purgedBytes = counter("bucketwarden_purged_bytes_total", "Bytes of the object versions deleted from the bucket.", "bucket")
-	m.bucketRetainedBytes = gauge("bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in bucketwarden_backupbucket_retained_objects.", "bucket")
-	m.bucketTombstones = gauge("bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket are still retained.", "bucket")
-	m.bucketNextSweep = gauge("bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock at which the next of the retained objects are tried to be deleted; missing if there are none.", "bucket")
-	m.bucketStrangers = gauge("bucketwarden_backupbucket_foreign_marks", "Names among the tombstones in the bucket that are none of ours; they are left alone.", "bucket")
+	m.bucketRetainedBytes = gauge("bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in "+
+		"bucketwarden_backupbucket_retained_objects.", "bucket")
+	m.bucketTombstones = gauge("bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket "+
+		"are still retained.", "bucket")
+	m.bucketNextSweep = gauge("bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock "+
+		"at which the next of the retained objects are tried to be deleted; missing if there are none.", "bucket")
+	m.bucketStrangers = gauge("bucketwarden_backupbucket_foreign_marks", "Names among the tombstones in the bucket that are "+
+		"none of ours; they are left alone.", "bucket")
 	m.purgeFailures = counter("bucketwarden_purge_failures_total", "Purges that ended with an error.", "bucket")
 	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
@@ -112,23 +134,34 @@ func newMetrics() *metrics {
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 180}, "resource", "outcome")
 	m.panics = counter("bucketwarden_reconcile_panics_total", "Reconciles that ended in a panic.", "resource")
 	m.apiRequests = counter("rest_client_requests_total", "Requests to the Kubernetes API server.", "code", "method")
-	m.admissionReviews = counter("bucketwarden_admission_reviews_total", "Admission reviews answered; refused are those that the webhook is not made for.", "resource", "operation", "outcome")
-	m.admissionDenials = counter("bucketwarden_admission_denials_total", "Requests denied at admission, dry runs included.", "resource", "reason")
-	m.admissionWarnings = counter("bucketwarden_admission_warnings_total", "Warnings given at admission, dry runs included.", "resource", "reason")
-	m.admissionDuration = histogram("bucketwarden_admission_review_duration_seconds", "Duration of one admission review, without the transport.",
+	m.admissionReviews = counter("bucketwarden_admission_reviews_total", "Admission reviews answered; refused are those "+
+		"that the webhook is not made for.", "resource", "operation", "outcome")
+	m.admissionDenials = counter("bucketwarden_admission_denials_total", "Requests denied at admission, dry runs included.",
+		"resource", "reason")
+	m.admissionWarnings = counter("bucketwarden_admission_warnings_total", "Warnings given at admission, dry runs included.",
+		"resource", "reason")
+	m.admissionDuration = histogram("bucketwarden_admission_review_duration_seconds", "Duration of one admission review, "+
+		"without the transport.",
 		[]float64{.0001, .00025, .0005, .001, .002, .005, .01, .025, .1, .5, 1, 5}, "resource")
-	m.webhookCertificateExpiry = gauge("bucketwarden_webhook_certificate_expiry_timestamp_seconds", "Unix time at which the certificate that the webhook serves expires; missing until there is one.")
-	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on BackupBuckets and BackupEntries, 0 if another one does; missing if it is for admission only."})
+	m.webhookCertificateExpiry = gauge("bucketwarden_webhook_certificate_expiry_timestamp_seconds",
+		"Unix time at which the certificate that the webhook serves expires; missing until there is one.")
+	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on " +
+		"BackupBuckets and BackupEntries, 0 if another one does; missing if it is for admission only."})
 	m.registry.MustRegister(m.leader)
-	gauge("bucketwarden_build_info", "The version of this daemon; always 1.", "version", "goversion").WithLabelValues(buildVersion(), runtime.Version()).Set(1)
+	gauge("bucketwarden_build_info", "The version of this daemon; always 1.", "version", "goversion").
+		WithLabelValues(buildVersion(), runtime.Version()).Set(1)
 	m.queue = queueMetrics{
-		depth:          gauge("workqueue_depth", "Items waiting in the workqueue.", "name"),
-		adds:           counter("workqueue_adds_total", "Items added to the workqueue.", "name"),
-		latency:        histogram("workqueue_queue_duration_seconds", "How long an item stays in the workqueue before it is worked on.", prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
-		work:           histogram("workqueue_work_duration_seconds", "How long working on an item takes.", prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
-		unfinished:     gauge("workqueue_unfinished_work_seconds", "Seconds of work in progress, summed over the workers; rising means stuck.", "name"),
-		longestRunning: gauge("workqueue_longest_running_processor_seconds", "Seconds that the longest running worker has worked on its item.", "name"),
-		retries:        counter("workqueue_retries_total", "Items put back after a failure.", "name"),
+		depth: gauge("workqueue_depth", "Items waiting in the workqueue.", "name"),
+		adds:  counter("workqueue_adds_total", "Items added to the workqueue.", "name"),
+		latency: histogram("workqueue_queue_duration_seconds", "How long an item stays in the workqueue before it "+
+			"is worked on.", prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
+		work: histogram("workqueue_work_duration_seconds", "How long working on an item takes.",
+			prometheus.ExponentialBuckets(1e-4, 10, 8), "name"),
+		unfinished: gauge("workqueue_unfinished_work_seconds", "Seconds of work in progress, summed over the workers; "+
+			"rising means stuck.", "name"),
+		longestRunning: gauge("workqueue_longest_running_processor_seconds", "Seconds that the longest running worker has "+
+			"worked on its item.", "name"),
+		retries: counter("workqueue_retries_total", "Items put back after a failure.", "name"),
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -145,7 +178,9 @@ func newMetrics() *metrics {
 
 // initAdmission makes the series that alerts look at, so that a first denial counts as an increase.
 func (m *metrics) initAdmission() {
-	for _, resource := range []string{resourceBackupBuckets + "." + extensionsGV.Group, resourceBackupBuckets + "." + gardenGV.Group, resourceSeeds + "." + gardenGV.Group} {
+	for _, resource := range []string{
+		resourceBackupBuckets + "." + extensionsGV.Group, resourceBackupBuckets + "." + gardenGV.Group, resourceSeeds + "." + gardenGV.Group,
+	} {
 		for _, reason := range []string{reasonDisable, reasonUnlock, reasonShorten, reasonInvalid} {
 			m.admissionDenials.WithLabelValues(resource, reason)
 		}
@@ -164,7 +199,8 @@ func (m *metrics) forgetBucket(bucket string) {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
-		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones, m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions,
+		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
+		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions,
 		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}

@@ -1,3 +1,7 @@
+// The immutability policy of a bucket: compare, plan, refuse, warn. Everything here is pure: no request, no clock, no
+// knowledge of a kind of store. planPolicy is the heart of the daemon, a table of what is desired, live and recorded,
+// and it is tested as one. No plan ever makes a lock weaker.
+
 package main
 
 import (
@@ -174,7 +178,8 @@ func policyWarnings(path *field.Path, desired, floor Policy) map[string]string {
 		warnings[warnLock] = lockWarning(path.Child("locked"), desired)
 	}
 	if desired.Days > longRetentionDays {
-		warnings[warnLong] = fmt.Sprintf("%s: %s is longer than a year; nothing in the bucket can be deleted before", period, desired.Hours())
+		warnings[warnLong] = fmt.Sprintf("%s: %s is longer than a year; nothing in the bucket can be deleted before", period,
+			desired.Hours())
 	}
 	if desired.Locked && desired.Days < shortRetentionDays {
 		warnings[warnShort] = fmt.Sprintf("%s: %s is very short: after a weekend on which nobody looks, every backup can be deleted",

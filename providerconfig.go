@@ -1,3 +1,8 @@
+// What the spec asks for (desired) and what status.providerStatus remembers (record): two values, read from and written
+// to the resource. Each store has a format of its own for providerConfig and reads it with the parts that are here.
+// Decoding is strict, since a slip could cost protection, and every error names the field. Of a record, what cannot be
+// read or is not ours is taken for nothing.
+
 package main
 
 import (
@@ -112,7 +117,8 @@ func decodeConfig(path *field.Path, providerType string, raw []byte, config inte
 		// encoding/json says the same with a typed error that names the field.
 		var mismatch *stdjson.UnmarshalTypeError
 		if errors.As(stdjson.Unmarshal(raw, config), &mismatch) {
-			return configErrorf("%s must not be a JSON %s", strings.TrimSuffix(path.String()+"."+withoutEmbedded.Replace(mismatch.Field), "."), mismatch.Value)
+			at := strings.TrimSuffix(path.String()+"."+withoutEmbedded.Replace(mismatch.Field), ".")
+			return configErrorf("%s must not be a JSON %s", at, mismatch.Value)
 		}
 		return configErrorf("%s cannot be decoded: %v", path, err)
 	}
@@ -147,7 +153,8 @@ func parseRetentionDays(path *field.Path, value string, limit int32) (int32, err
 	switch {
 	// The ValidatingAdmissionPolicy can read no longer one.
 	case err != nil, len(value) >= 300:
-		return 0, configErrorf("%s %q is not a duration up to %dh: write whole days in hours, such as \"96h\"", path, strings.ToValidUTF8(value, "?"), int64(limit)*24)
+		return 0, configErrorf("%s %q is not a duration up to %dh: write whole days in hours, such as \"96h\"", path,
+			strings.ToValidUTF8(value, "?"), int64(limit)*24)
 	case period < day:
 		return 0, configErrorf("%s is %s, must be at least 24h", path, value)
 	case period%day != 0:

@@ -1,3 +1,8 @@
+// The one worker loop. A controller has a queue of keys, workers, and what it remembers of an object between passes: that
+// an event asked for a full pass, our own last write until the cache shows it, and when a waiting deletion is due. No two
+// workers ever have the same key. A pass ends as done, again after a time, or failed; only a failure without a time is
+// retried with backoff. A panic ends the pass and not the worker.
+
 package main
 
 import (

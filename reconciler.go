@@ -1,3 +1,8 @@
+// What every pass has: the clients of its resource, events, and the only ways to open a bucket. They pick the credentials
+// (the secret that the spec names, or the generated one), tell the provider where the bucket was found, and name the
+// secret in what is wrong with it. The start of a deletion is here too, since both resources must read the object live
+// before anything is destroyed.
+
 package main
 
 import (
@@ -68,7 +73,8 @@ func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
 		}
 		// Two that go at once must not wait for each other: who has succeeded is through.
 		live, _ := decodeObject(u, r.resource.kind)
-		going := live.LastOperation != nil && live.succeeded() && (live.LastOperation.Type == operationTypeDelete || live.LastOperation.Type == operationTypeMigrate)
+		going := live.LastOperation != nil && live.succeeded() &&
+			(live.LastOperation.Type == operationTypeDelete || live.LastOperation.Type == operationTypeMigrate)
 		if live.hasFinalizer(r.resource.finalizer) && !going {
 			return nil
 		}
@@ -97,7 +103,8 @@ func (r *reconciler) published(b *backupBucket, generated *corev1.Secret) (accou
 
 // openStore opens the bucket of a BackupBucket with its credentials. It returns the generated secret, which may name the
 // account, as well.
-func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *corev1.Secret, want desired, old record) (Store, *corev1.Secret, error) {
+func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *corev1.Secret, want desired, old record,
+) (Store, *corev1.Secret, error) {
 	generated, err := r.generated(ctx, b)
 	if err != nil {
 		return nil, nil, err
@@ -174,7 +181,8 @@ func (r *reconciler) purged(ctx context.Context, obj commonObject, bucket string
 	r.metrics.purgedBytes.WithLabelValues(bucket).Add(float64(result.DeletedBytes))
 	if result.Deleted > 0 {
 		klog.FromContext(ctx).Info("Deleted objects", "bucket", bucket, "objects", result.Deleted, "bytes", result.DeletedBytes)
-		r.normal(obj, "ObjectsDeleted", "Delete", "Deleted %d object versions (%s) from bucket %s", result.Deleted, formatBytes(result.DeletedBytes), bucket)
+		r.normal(obj, "ObjectsDeleted", "Delete", "Deleted %d object versions (%s) from bucket %s", result.Deleted,
+			formatBytes(result.DeletedBytes), bucket)
 	}
 	if err == nil && !result.Unfinished {
 		return 0, nil
@@ -204,7 +212,8 @@ func formatBytes(n int64) string {
 // dueDeletion reads and claims an object that is being deleted; ok is false if there is nothing to do, or not yet.
 // operationType is what an operation on the object would be now.
 func dueDeletion[T commonObject](ctx context.Context, r *reconciler, cached T, decode func(*unstructured.Unstructured) T,
-	operationType func(T) operationType) (live T, ok bool, again time.Duration, err error) {
+	operationType func(T) operationType,
+) (live T, ok bool, again time.Duration, err error) {
 	o := cached.common()
 	if !o.hasFinalizer(r.resource.finalizer) {
 		return live, false, 0, nil

@@ -1,3 +1,7 @@
+// Secrets in and out: the credentials that a spec names, held with a finalizer as long as an object lives on them; the
+// generated secret that publishes an account's key; and the wanted etcd-backup secret of an entry. All are replaced with
+// an optimistic lock, and not written if they are as wanted. No value of a secret is ever logged or put into a status.
+
 package main
 
 import (
@@ -86,7 +90,8 @@ func (s *secrets) patch(ctx context.Context, secret *corev1.Secret, patch map[st
 	if err != nil {
 		return fmt.Errorf("encoding a patch of secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	_, err = s.client.CoreV1().Secrets(secret.Namespace).Patch(ctx, secret.Name, types.MergePatchType, data, metav1.PatchOptions{FieldManager: fieldManager})
+	_, err = s.client.CoreV1().Secrets(secret.Namespace).Patch(ctx, secret.Name, types.MergePatchType, data,
+		metav1.PatchOptions{FieldManager: fieldManager})
 	if err != nil {
 		return fmt.Errorf("patching secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
@@ -120,7 +125,8 @@ func (s *secrets) holdUnread(ctx context.Context, ref types.NamespacedName) (*co
 	if err != nil {
 		return nil, fmt.Errorf("encoding a patch of secret %s: %w", ref, err)
 	}
-	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Patch(ctx, ref.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{FieldManager: fieldManager})
+	secret, err := s.client.CoreV1().Secrets(ref.Namespace).Patch(ctx, ref.Name, types.StrategicMergePatchType, data,
+		metav1.PatchOptions{FieldManager: fieldManager})
 	if apierrors.IsNotFound(err) {
 		return nil, &secretMissingError{ref: ref}
 	}
@@ -138,7 +144,8 @@ func (s *secrets) release(ctx context.Context, ref types.NamespacedName) error {
 		if !s.held(secret) {
 			return nil
 		}
-		return s.setFinalizers(ctx, secret, slices.DeleteFunc(slices.Clone(secret.Finalizers), func(f string) bool { return f == s.finalizer }))
+		return s.setFinalizers(ctx, secret, slices.DeleteFunc(slices.Clone(secret.Finalizers),
+			func(f string) bool { return f == s.finalizer }))
 	})
 	var missing *secretMissingError
 	var config *configError
@@ -182,9 +189,11 @@ func (s *secrets) generated(ctx context.Context, refs ...types.NamespacedName) (
 // publish writes the generated secret of a BackupBucket with the given data, created says
 // when its key was. existing is the one that there is so far, nil if there is none; one in
 // another namespace is deleted. A secret that is as wanted is not written.
-func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1.Secret, data map[string][]byte, created time.Time) (*corev1.Secret, error) {
+func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1.Secret, data map[string][]byte,
+	created time.Time) (*corev1.Secret, error) {
 	ref := generatedSecretRef(b)
-	wanted := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}, Type: corev1.SecretTypeOpaque, Data: data}
+	wanted := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name},
+		Type: corev1.SecretTypeOpaque, Data: data}
 	if !created.IsZero() {
 		wanted.Annotations = map[string]string{annotationKeyCreated: created.UTC().Format(time.RFC3339)}
 	}
@@ -224,7 +233,8 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 
 // deleteGenerated deletes the generated secret as it was read; one that is gone is fine.
 func (s *secrets) deleteGenerated(ctx context.Context, secret *corev1.Secret) error {
-	err := s.client.CoreV1().Secrets(secret.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+	err := s.client.CoreV1().Secrets(secret.Namespace).Delete(ctx, secret.Name,
+		metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
 	return wrapf(ignoreNotFound(err), "deleting the generated secret %s/%s", secret.Namespace, secret.Name)
 }
 

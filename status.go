@@ -1,3 +1,7 @@
+// Gardener's status contract: lastOperation, lastError, conditions, finalizers and the operation annotation, and live reads
+// of a resource. Patches are small merge patches that leave alone what others write; a write that would change nothing
+// but a time is left out. A status is written even if its pass has run out of time.
+
 package main
 
 import (
@@ -102,7 +106,8 @@ const writeTimeout = 15 * time.Second
 
 // patch makes a merge patch. o is the pass's own copy: its resourceVersion and annotations
 // follow, so that a new wish of the client's is seen.
-func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any, subresources ...string) (*unstructured.Unstructured, error) {
+func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any,
+	subresources ...string) (*unstructured.Unstructured, error) {
 	data, err := json.Marshal(patch)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a patch of %s %s: %w", c.kind, o.Name, err)
@@ -301,7 +306,8 @@ func (c *resourceClient) failure(ctx context.Context, o *object, t operationType
 		return err
 	}
 	description := failureDescription(c.kind, o.Name, t, err)
-	if writeErr := c.writeStatus(ctx, o, statusUpdate{state: stateError, opType: t, description: description, err: err, extra: extra}); writeErr != nil {
+	if writeErr := c.writeStatus(ctx, o, statusUpdate{state: stateError, opType: t, description: description, err: err,
+		extra: extra}); writeErr != nil {
 		return errors.Join(err, writeErr)
 	}
 	return err

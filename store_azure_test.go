@@ -331,7 +331,7 @@ func (f *fakeAzure) serveGroup(w http.ResponseWriter, r *http.Request, body stri
 		w.Header().Set("Location", f.arm.URL+"/operations/2")
 		w.WriteHeader(http.StatusAccepted)
 	default:
-		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]string{"provisioningState": f.groupState}})
+		fakeAzureJSON(w, http.StatusOK, map[string]any{"tags": fakeAzureTags(f.foreignGroup), "properties": map[string]string{"provisioningState": f.groupState}})
 	}
 }
 

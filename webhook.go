@@ -1,3 +1,7 @@
+// The validating admission webhook: the rules of the reconciler, applied before an object is stored. It refuses what would
+// weaken a lock and a deletion while the bucket is in use, and warns of what is legal but dangerous. It changes nothing
+// and remembers nothing. Whoever can reach it may send reviews, so their size, number and time are bounded.
+
 package main
 
 import (
@@ -227,9 +231,11 @@ func (w *webhook) review(ctx context.Context, request *admissionv1.AdmissionRequ
 	}
 	response := &admissionv1.AdmissionResponse{UID: request.UID, Allowed: v.code == 0}
 	if !response.Allowed {
-		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: v.code, Reason: statusReasons[v.code], Message: shortened(v.message)}
+		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: v.code, Reason: statusReasons[v.code],
+			Message: shortened(v.message)}
 		dryRun := request.DryRun != nil && *request.DryRun
-		klog.FromContext(ctx).Info("Denied", "resource", resource, "name", shortened(request.Name), "operation", shortened(string(request.Operation)), "user", shortened(request.UserInfo.Username),
+		klog.FromContext(ctx).Info("Denied", "resource", resource, "name", shortened(request.Name),
+			"operation", shortened(string(request.Operation)), "user", shortened(request.UserInfo.Username),
 			"reason", v.reason, "dryRun", dryRun, "message", response.Result.Message)
 	}
 	for _, reason := range slices.Sorted(maps.Keys(v.warnings)) {
@@ -254,7 +260,8 @@ var statusReasons = map[int32]metav1.StatusReason{
 func (w *webhook) judge(ctx context.Context, request *admissionv1.AdmissionRequest) (v verdict, understood bool) {
 	misunderstood := func(format string, args ...any) (verdict, bool) {
 		return deny(http.StatusBadRequest, reasonInvalid, "bucketwarden cannot judge the %q of %q of %q: %s",
-			request.Operation, request.Resource.Resource, schema.GroupVersion{Group: request.Resource.Group, Version: request.Resource.Version}.String(), fmt.Sprintf(format, args...)), false
+			request.Operation, request.Resource.Resource,
+			schema.GroupVersion{Group: request.Resource.Group, Version: request.Resource.Version}.String(), fmt.Sprintf(format, args...)), false
 	}
 	gvr := schema.GroupVersionResource(request.Resource)
 	var kind string
@@ -336,7 +343,8 @@ type guarded struct {
 func (w *webhook) guardedBucket(u *unstructured.Unstructured) guarded {
 	b := decodeBucket(u)
 	return guarded{
-		path: providerConfigPath, typePath: field.NewPath("spec", "type"), provider: b.Type, class: b.Class, region: b.Region, config: b.ProviderConfig,
+		path: providerConfigPath, typePath: field.NewPath("spec", "type"),
+		provider: b.Type, class: b.Class, region: b.Region, config: b.ProviderConfig,
 		recorded: readRecord(b.ProviderStatus).Policy, served: w.responsible(&b.object), store: w.providers[b.Type], err: b.decodeErr,
 	}
 }
@@ -389,7 +397,8 @@ func judgePolicy(old *guarded, new guarded) verdict {
 			if have == asked {
 				path, have, asked = field.NewPath("spec", "class"), old.class, new.class
 			}
-			return deny(http.StatusForbidden, reasonDisable, "%s: the bucket has a %s, which must not be left to somebody else: it is %q and cannot become %q", path, floor, have, asked)
+			return deny(http.StatusForbidden, reasonDisable, "%s: the bucket has a %s, which must not be left to somebody "+
+				"else: it is %q and cannot become %q", path, floor, have, asked)
 		}
 		unchanged = old.served && old.provider == new.provider && bytes.Equal(old.config, new.config)
 	}
@@ -401,7 +410,8 @@ func judgePolicy(old *guarded, new guarded) verdict {
 	}
 	v := verdict{warnings: map[string]string{}}
 	if old != nil && old.served && old.region != new.region {
-		v.warnings[warnMoved] = fmt.Sprintf("the bucket in the old region is not looked after any more: the region changes from %q to %q", old.region, new.region)
+		v.warnings[warnMoved] = fmt.Sprintf("the bucket in the old region is not looked after any more: the region "+
+			"changes from %q to %q", old.region, new.region)
 	}
 	if unchanged {
 		return v
@@ -427,7 +437,8 @@ func (w *webhook) judgeEntry(old, new *backupEntry) verdict {
 	}
 	warnings := map[string]string{}
 	if old.BucketName != new.BucketName || old.Region != new.Region {
-		warnings[warnMoved] = fmt.Sprintf("the entry's backups in the old bucket are orphaned, nobody will delete them: it moves from bucket %q in %q to %q in %q",
+		warnings[warnMoved] = fmt.Sprintf("the entry's backups in the old bucket are orphaned, nobody will delete them: "+
+			"it moves from bucket %q in %q to %q in %q",
 			old.BucketName, old.Region, new.BucketName, new.Region)
 	}
 	return verdict{warnings: warnings}
@@ -443,9 +454,11 @@ func (w *webhook) judgeDeletion(ctx context.Context, b *backupBucket) verdict {
 	switch {
 	case err != nil:
 		klog.FromContext(ctx).Error(err, "Could not judge the deletion of a BackupBucket", "name", shortened(b.Name))
-		return deny(http.StatusInternalServerError, reasonLookup, "whether a BackupEntry still refers to BackupBucket %s could not be found out, try again: %v", b.Name, err)
+		return deny(http.StatusInternalServerError, reasonLookup, "whether a BackupEntry still refers to BackupBucket %s "+
+			"could not be found out, try again: %v", b.Name, err)
 	case entry != "":
-		return deny(http.StatusConflict, reasonInUse, "BackupBucket %s cannot be deleted while BackupEntry %s refers to it: delete that first", b.Name, entry)
+		return deny(http.StatusConflict, reasonInUse, "BackupBucket %s cannot be deleted while BackupEntry %s refers to "+
+			"it: delete that first", b.Name, entry)
 	default:
 		return verdict{}
 	}

@@ -1,3 +1,7 @@
+// The certificate that the webhook serves with: from files, read again when they change, or self-managed in a Secret that
+// all replicas share. The CA bundle in the ValidatingWebhookConfiguration always has the authorities of every certificate
+// that a replica may still serve, so that a renewal never makes a review fail. Conflicts of replicas are retried.
+
 package main
 
 import (
@@ -106,7 +110,8 @@ func (f *fileCertificate) load() error {
 	}
 	f.current = &pair
 	f.metrics.webhookCertificateExpiry.WithLabelValues().Set(float64(pair.Leaf.NotAfter.Unix()))
-	klog.Background().Info("Serving with a certificate from files", "file", f.crt, "names", certificateNames(pair.Leaf), "notAfter", pair.Leaf.NotAfter)
+	klog.Background().Info("Serving with a certificate from files", "file", f.crt, "names", certificateNames(pair.Leaf),
+		"notAfter", pair.Leaf.NotAfter)
 	return nil
 }
 
@@ -120,7 +125,8 @@ func (f *fileCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if now := f.stat(); !sameFile(now[0], f.seen[0]) || !sameFile(now[1], f.seen[1]) {
 		f.seen = now
 		if err := f.load(); err != nil {
-			klog.Background().Error(err, "Could not load the changed certificate, serving with the last one", "notAfter", f.current.Leaf.NotAfter)
+			klog.Background().Error(err, "Could not load the changed certificate, serving with the last one",
+				"notAfter", f.current.Leaf.NotAfter)
 		}
 	}
 	return f.current, nil
@@ -360,8 +366,10 @@ type selfManagedCertificate struct {
 
 // newSelfManagedCertificate prepares certificates with a lifetime for a
 // ValidatingWebhookConfiguration, kept in a namespace.
-func newSelfManagedCertificate(core kubernetes.Interface, meta metadata.Interface, namespace, configuration string, lifetime time.Duration, m *metrics) (*selfManagedCertificate, error) {
-	c := &selfManagedCertificate{client: core, namespace: namespace, configuration: configuration, lifetime: lifetime, metrics: m, now: time.Now,
+func newSelfManagedCertificate(core kubernetes.Interface, meta metadata.Interface, namespace, configuration string,
+	lifetime time.Duration, m *metrics) (*selfManagedCertificate, error) {
+	c := &selfManagedCertificate{client: core, namespace: namespace, configuration: configuration, lifetime: lifetime,
+		metrics: m, now: time.Now,
 		controller: newController(resourceCertificates, m)}
 	c.controller.reconcile = c.reconcile
 	// The key stands for both objects, which may not exist yet.
@@ -375,9 +383,10 @@ func newSelfManagedCertificate(core kubernetes.Interface, meta metadata.Interfac
 		{secretsGVR, namespace, certificateSecret},
 	} {
 		// Only metadata, and only of this object, which is all that RBAC needs to allow.
-		informer := metadatainformer.NewFilteredMetadataInformer(meta, object.gvr, object.namespace, 0, cache.Indexers{}, func(options *metav1.ListOptions) {
-			options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, object.name).String()
-		}).Informer()
+		informer := metadatainformer.NewFilteredMetadataInformer(meta, object.gvr, object.namespace, 0, cache.Indexers{},
+			func(options *metav1.ListOptions) {
+				options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, object.name).String()
+			}).Informer()
 		if _, err := informer.AddEventHandler(onAnyEvent(func(*metav1.PartialObjectMetadata) { c.controller.enqueue(key) })); err != nil {
 			return nil, fmt.Errorf("watching %s %s: %w", object.gvr.Resource, object.name, err)
 		}
@@ -428,9 +437,11 @@ func (c *selfManagedCertificate) reconcile(ctx context.Context, _ cache.ObjectNa
 func (c *selfManagedCertificate) pass(ctx context.Context) (time.Duration, error) {
 	// The configuration is read before the Secret and written only as it was read. So a
 	// bundle never replaces one that was made of a newer Secret.
-	configuration, err := c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, c.configuration, metav1.GetOptions{})
+	configuration, err := c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, c.configuration,
+		metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return 0, fmt.Errorf("the ValidatingWebhookConfiguration %s does not exist: create it (the Helm chart has it), set --webhook-configuration, or switch admission off with --webhook-address=", c.configuration)
+		return 0, fmt.Errorf("the ValidatingWebhookConfiguration %s does not exist: create it (the Helm chart has it), "+
+			"set --webhook-configuration, or switch admission off with --webhook-address=", c.configuration)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
@@ -529,7 +540,8 @@ func webhookNames(configuration *admissionregistrationv1.ValidatingWebhookConfig
 // seePublished records that every caBundle has the CA of the newest pair. The time counts
 // from when this instance saw it first, which no clock but its own tells: a bundle may be
 // published long after the certificate was made.
-func (c *selfManagedCertificate) seePublished(state *servingState, configuration *admissionregistrationv1.ValidatingWebhookConfiguration, now time.Time) {
+func (c *selfManagedCertificate) seePublished(state *servingState,
+	configuration *admissionregistrationv1.ValidatingWebhookConfiguration, now time.Time) {
 	for _, webhook := range configuration.Webhooks {
 		if !slices.ContainsFunc(parseCAs(webhook.ClientConfig.CABundle), state.newest.ca.Equal) {
 			return
@@ -543,12 +555,14 @@ func (c *selfManagedCertificate) seePublished(state *servingState, configuration
 
 // renew writes a new pair to the Secret as it was read, nil if there is none. The pair
 // being served stays until API servers know the new one.
-func (c *selfManagedCertificate) renew(ctx context.Context, secret *corev1.Secret, state *servingState, now time.Time) (*servingState, error) {
+func (c *selfManagedCertificate) renew(ctx context.Context, secret *corev1.Secret, state *servingState,
+	now time.Time) (*servingState, error) {
 	pair, err := issueServingPair(state.names, now, c.lifetime)
 	if err != nil {
 		return nil, err
 	}
-	next := &servingState{names: state.names, servingGenerations: servingGenerations{newest: pair, previous: state.previous, cas: []*x509.Certificate{pair.ca}}}
+	next := &servingState{names: state.names, servingGenerations: servingGenerations{newest: pair, previous: state.previous,
+		cas: []*x509.Certificate{pair.ca}}}
 	if state.newest != nil {
 		// The webhooks may have other names now.
 		serving := *state
@@ -575,16 +589,19 @@ func (c *selfManagedCertificate) renew(ctx context.Context, secret *corev1.Secre
 // publish writes the bundle to all webhooks of the configuration as it was read. In a
 // strategic merge patch webhooks are known by name, and fields that this version of the
 // API does not know stay.
-func (c *selfManagedCertificate) publish(ctx context.Context, configuration *admissionregistrationv1.ValidatingWebhookConfiguration, bundle []byte) error {
+func (c *selfManagedCertificate) publish(ctx context.Context,
+	configuration *admissionregistrationv1.ValidatingWebhookConfiguration, bundle []byte) error {
 	var webhooks []any
 	for _, webhook := range configuration.Webhooks {
 		webhooks = append(webhooks, map[string]any{"name": webhook.Name, "clientConfig": map[string]any{"caBundle": bundle}})
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": configuration.ResourceVersion}, "webhooks": webhooks})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": configuration.ResourceVersion},
+		"webhooks": webhooks})
 	if err != nil {
 		return fmt.Errorf("encoding a patch of the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
 	}
-	_, err = c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Patch(ctx, c.configuration, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	_, err = c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Patch(ctx, c.configuration,
+		types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
 	if err != nil {
 		return fmt.Errorf("writing caBundle to the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
 	}
