@@ -116,6 +116,9 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 		}
 		return 0, failure
 	}
+	if err := r.followSecret(ctx, &b.object); err != nil {
+		return 0, r.resource.failure(ctx, &b.object, opType, err, extra)
+	}
 	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
 		return 0, err
 	}
@@ -277,6 +280,11 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return err
 	}
 	existed, was := p.live.Exists, p.live.Policy
+	if existed && p.kind == passEnsure && p.next.Origin == "" {
+		if p.next.Origin = originTakenOver; p.b.neverReady() {
+			p.next.Origin = originAdopted
+		}
+	}
 	plan := p.nextSteps()
 	if !existed {
 		if !p.kind.creates() {
@@ -378,6 +386,7 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 	if err := store.Create(ctx, immutable); err != nil {
 		return err
 	}
+	p.next.Origin = originCreated
 	klog.FromContext(ctx).Info("Created the bucket", "region", p.b.Region, "immutable", immutable)
 	p.normal(p.b, "BucketCreated", "Create", "Created bucket %s in region %s", p.b.Name, p.b.Region)
 	return nil

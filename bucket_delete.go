@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,11 +65,6 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 	return 0, r.resource.release(ctx, &b.object)
 }
 
-// neverReady says that the creation of a BackupBucket has never succeeded.
-func (b *backupBucket) neverReady() bool {
-	return b.LastOperation == nil || b.LastOperation.Type == operationTypeCreate && !b.succeeded()
-}
-
 // bucketToDelete opens the bucket of a BackupBucket after a fresh look at it; nil if there
 // is nothing of ours, which needs no deletion.
 func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) (Store, BucketState, error) {
@@ -100,9 +96,7 @@ func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) 
 
 // deleteBucket deletes the bucket with everything that is in it.
 func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (time.Duration, error) {
-	fail := func(err error) (time.Duration, error) {
-		return 0, r.resource.failure(ctx, &b.object, operationTypeDelete, err, nil)
-	}
+	fail := func(err error) (time.Duration, error) { return r.notDeleted(ctx, b, operationTypeDelete, err) }
 	store, state, err := r.bucketToDelete(ctx, b)
 	if err != nil {
 		return fail(err)
@@ -122,9 +116,15 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 		if !errors.Is(err, errBucketNotEmpty) {
 			return fail(err)
 		}
+		if !readRecord(b.ProviderStatus).ours() {
+			return r.deleteAdopted(ctx, b, store)
+		}
 		result, purgeErr := r.purges.run(ctx, store, purgeOrder{
 			bucket: b.Name, name: purgeName(&b.object), policy: readRecord(b.ProviderStatus).Policy, uploads: true,
-			before: func(context.Context) error { return r.checkUnreferred(b) }})
+			permit: r.permitBucket(b)})
+		if errors.As(purgeErr, new(*deletionEndedError)) {
+			return fail(purgeErr)
+		}
 		if wait, err := r.purged(ctx, b, b.Name, result, purgeErr); wait > 0 || err != nil {
 			return wait, err
 		}
@@ -140,11 +140,75 @@ func (r *bucketReconciler) deleteBucket(ctx context.Context, b *backupBucket) (t
 	return r.deleteAccount(ctx, b, store, operationTypeDelete)
 }
 
+// notDeleted tells why a deletion cannot go on. One that has ended is no failure.
+func (r *bucketReconciler) notDeleted(ctx context.Context, b *backupBucket, opType operationType, err error) (time.Duration, error) {
+	if errors.As(err, new(*deletionEndedError)) {
+		klog.FromContext(ctx).Info("Stopped deleting the bucket", "reason", err.Error())
+		return staleRetry, nil
+	}
+	return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+}
+
+// deleteAdopted deletes from a bucket that was there before its BackupBucket what entries of
+// ours have left in it, and the bucket if nothing else is there.
+func (r *bucketReconciler) deleteAdopted(ctx context.Context, b *backupBucket, store Store) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) { return r.notDeleted(ctx, b, operationTypeDelete, err) }
+	policy := readRecord(b.ProviderStatus).Policy
+	prefixes := []string{tombstonesRoot}
+	objects, err := r.openContents(ctx, b)
+	if err != nil {
+		return fail(err)
+	}
+	if objects != nil {
+		// Of each entry that has left a tombstone, first.
+		var buried []string
+		err := (&markReader{}).each(ctx, objects, tombstonePrefix, func(of marks) error {
+			if of.buried() && len(buried) < maxMarks {
+				buried = append(buried, of.entry+"/")
+			}
+			return nil
+		})
+		if err != nil {
+			return fail(err)
+		}
+		prefixes = append(buried, prefixes...)
+	}
+	var left PurgeResult
+	for _, prefix := range prefixes {
+		if prefix == tombstonesRoot && left.Retained > 0 {
+			break // the marks are still needed
+		}
+		result, err := r.purges.run(ctx, store, purgeOrder{bucket: b.Name, name: purgeName(&b.object) + "/" + prefix, prefix: prefix,
+			policy: policy, uploads: true, permit: r.permitBucket(b)})
+		if errors.As(err, new(*deletionEndedError)) {
+			return fail(err)
+		}
+		if wait, err := r.purged(ctx, b, b.Name, result, err); wait > 0 || err != nil {
+			return wait, err
+		}
+		left.add(result)
+	}
+	if left.Retained > 0 {
+		return r.waitForRetention(ctx, b, left)
+	}
+	var wait *waitError
+	switch err := r.deleteEmpty(ctx, b, store); {
+	case errors.As(err, &wait):
+		return r.wait(ctx, b, operationTypeDelete, "KeptByStore", "The deletion waits: "+wait.reason, wait.after)
+	case errors.Is(err, errBucketNotEmpty):
+		return 0, r.bucketLeft(ctx, b, fmt.Errorf("bucket %s was there before its BackupBucket and holds more than the backups of "+
+			"BackupEntries; if nobody needs it, delete it by hand", b.Name))
+	case err != nil:
+		return fail(err)
+	}
+	return r.deleteAccount(ctx, b, store, operationTypeDelete)
+}
+
 // deleteUnused deletes the bucket of a BackupBucket that never got ready, if it is empty.
 // It may be one that was there before and could not be adopted: what is in it is not ours.
 func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (time.Duration, error) {
 	fail := func(err error) (time.Duration, error) {
-		return 0, r.resource.failure(ctx, &b.object, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err), nil)
+		return r.notDeleted(ctx, b, operationTypeCreate, fmt.Errorf("deleting it failed: %w", err))
 	}
 	store, state, err := r.bucketToDelete(ctx, b)
 	if err != nil {
@@ -167,7 +231,7 @@ func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (t
 }
 
 func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, store Store) error {
-	if err := store.Delete(ctx); err != nil {
+	if err := store.Delete(ctx, r.permitBucket(b)); err != nil {
 		return err
 	}
 	r.metrics.bucketsDeleted.Inc()
@@ -190,7 +254,7 @@ func (r *bucketReconciler) deleteGeneratedSecret(ctx context.Context, b *backupB
 		if generated == nil {
 			continue
 		}
-		if err := r.secrets.deleteGenerated(ctx, generated); err != nil {
+		if err := r.secrets.deleteSecret(ctx, generated, r.permitBucket(b)); err != nil {
 			return err
 		}
 	}
@@ -214,9 +278,9 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 	if !ok {
 		return 0, nil
 	}
-	state, err := account.DeleteAccount(ctx, b.waitsFor(waitGroup))
+	state, err := account.DeleteAccount(ctx, r.permitBucket(b), b.waitsFor(waitGroup))
 	if err != nil {
-		return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
+		return r.notDeleted(ctx, b, opType, err)
 	}
 	if state.Started {
 		r.metrics.accountsDeleted.Inc()

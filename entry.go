@@ -21,7 +21,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-const finalizerBackupEntry = "extensions.gardener.cloud/backupentry"
+const (
+	finalizerBackupEntry = "extensions.gardener.cloud/backupentry"
+
+	// tokenRetry is how soon an entry is looked at again whose workload identity has no token
+	// yet; gardenlet writes one within seconds.
+	tokenRetry = time.Minute
+)
 
 // entryReconciler owns the BackupEntries.
 type entryReconciler struct {
@@ -58,78 +64,88 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 	case !r.needsWork(&e.object, wanted):
 		return 0, nil
 	}
-	return 0, r.ensure(ctx, e, opType)
+	return r.ensure(ctx, e, opType)
 }
 
 // ensure makes the etcd-backup secret what it should be. New entries take 5 API
 // requests, unchanged ones 4.
-func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) (err error) {
+func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) (again time.Duration, err error) {
 	defer r.wantAgain(&e.object, &err)
 	if err := r.resource.claim(ctx, &e.object, e.operation() != operationRestore); err != nil {
-		return err
+		return 0, err
 	}
-	if err := r.ensureSecrets(ctx, e, opType); err != nil {
-		return r.resource.failure(ctx, &e.object, opType, err, nil)
+	again, err = r.ensureSecrets(ctx, e, opType)
+	if err == nil {
+		err = r.followSecret(ctx, &e.object)
+	}
+	if err != nil {
+		return 0, r.resource.failure(ctx, &e.object, opType, err, nil)
 	}
 	if err := r.resource.success(ctx, &e.object, opType, "The etcd-backup secret is up to date", nil); err != nil {
-		return err
+		return 0, err
+	}
+	if again > 0 {
+		r.resource.controller.want(cache.MetaObjectToName(e))
 	}
 	if e.operation() != operationRestore {
-		return nil
+		return again, nil
 	}
 	// With an optimistic lock: the client may ask for the next operation meanwhile.
 	_, err = r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
 		"annotations": map[string]any{annotationOperation: nil}, "resourceVersion": e.ResourceVersion}})
-	return ignoreNotFound(err)
+	return again, ignoreNotFound(err)
 }
 
-func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opType operationType) error {
+// ensureSecrets writes the etcd-backup secret and looks at the marks of the prefix; it has to
+// come again if it could not yet.
+func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opType operationType) (again time.Duration, err error) {
 	if err := validateEntry(e); err != nil {
-		return err
+		return 0, err
 	}
 	start := sync.OnceValue(func() error {
 		return r.resource.processing(ctx, &e.object, opType, "Writing the etcd-backup secret")
 	})
 	source, err := r.credentials(ctx, e, start)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	// What can't work is found before anything is written for the cluster.
 	if _, err := etcdBackupSecret(r.provider(&e.object), e, source, nil); err != nil {
-		return err
+		return 0, err
 	}
 	var objects Objects
 	// The token of a workload identity comes later, from gardenlet.
 	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
 		if objects, err = r.openObjects(&e.object, e.BucketName, e.Recorded, source); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if opType != operationTypeReconcile {
 		if err := start(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	// First what the cluster needs, even if the store does not answer.
 	if err := r.ensureEtcdBackup(ctx, e, source, start); err != nil {
-		return err
+		return 0, err
 	}
 	if objects == nil {
 		// On its own cluster a live entry is never purged; a tombstone that the owner of the
 		// bucket would follow on another one can only be there after a migration.
 		if opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
-			return fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier "+
+			return 0, fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier "+
 				"deletion cannot be revoked", e.SecretRef, dataKeyToken)
 		}
-		return nil
+		// Whoever sweeps the bucket revokes one, and so does this entry once it has the token.
+		return tokenRetry, nil
 	}
-	revoked, err := revoke(ctx, objects, entryBase(e.Name))
+	revoked, err := revoke(ctx, objects, entryBase(e.Name), e.UID)
 	if revoked {
 		klog.FromContext(ctx).Info("Revoked the tombstone of an earlier deletion", "bucket", e.BucketName)
 		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was "+
 			"retained of an earlier deletion is not deleted any more", entryBase(e.Name), e.BucketName)
 	}
-	return err
+	return 0, err
 }
 
 // credentials reads the referenced secret and sees to its finalizer. That of a new entry
@@ -262,6 +278,9 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 	if !ok {
 		return again, err
 	}
+	if e.neverReady() {
+		return 0, r.deleteUnused(ctx, e)
+	}
 	if err := r.resource.processing(ctx, &e.object, operationTypeDelete, "Deleting the etcd-backup secret and the objects"); err != nil {
 		return 0, err
 	}
@@ -290,6 +309,20 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 	return 0, r.resource.release(ctx, &e.object)
 }
 
+// deleteUnused releases an entry that never got ready. What lies under its prefix is not known
+// to be its own; its status stays a Create until it is gone, so that each pass knows.
+func (r *entryReconciler) deleteUnused(ctx context.Context, e *backupEntry) error {
+	if err := r.deleteEtcdBackup(ctx, e); err != nil {
+		return r.resource.failure(ctx, &e.object, operationTypeCreate, err, nil)
+	}
+	if err := r.releaseSecret(ctx, &e.object); err != nil {
+		return r.resource.failure(ctx, &e.object, operationTypeCreate, err, nil)
+	}
+	r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry never became ready, so it is released and nothing was deleted: what lies under "+
+		"%s/ in bucket %s, if anything, stays; delete it by hand if it is this cluster's", entryBase(e.Name), e.BucketName)
+	return r.resource.release(ctx, &e.object)
+}
+
 // deleteEtcdBackup deletes the entry's etcd-backup secret unless another entry wrote it.
 func (r *entryReconciler) deleteEtcdBackup(ctx context.Context, e *backupEntry) error {
 	if !hasNamespace(e) {
@@ -306,12 +339,12 @@ func (r *entryReconciler) deleteEtcdBackup(ctx context.Context, e *backupEntry) 
 	if err != nil {
 		return fmt.Errorf("reading secret %s/%s: %w", namespace, name, err)
 	}
-	if creator := secret.Annotations[annotationCreatedBy]; creator != "" && creator != e.Name {
+	err = r.secrets.deleteSecret(ctx, secret, permitEtcdBackup(e, secret))
+	var inUse *prefixInUseError
+	if errors.As(err, &inUse) {
 		return nil
 	}
-	err = client.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID,
-		ResourceVersion: &secret.ResourceVersion}})
-	return wrapf(ignoreNotFound(err), "deleting secret %s/%s", namespace, name)
+	return err
 }
 
 // purge deletes the entry's objects, and leaves a tombstone for those that are retained. It
@@ -326,18 +359,20 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 		return fail(configErrorf("metadata.name %q leaves no prefix in the bucket", e.Name))
 	}
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
+	guard := &prefixGuard{entries: r.resource, entry: e, base: base}
 	objects, openErr := r.openObjects(&e.object, e.BucketName, e.Recorded, source)
 	var result PurgeResult
 	err := cmp.Or(unused(ctx), openErr)
-	if err == nil {
-		result, err = r.purges.run(ctx, objects, purgeOrder{
-			bucket: e.BucketName, name: purgeName(&e.object), prefix: base + "/", policy: e.Recorded, before: unused, uploads: true})
+	if guard.objects = objects; err == nil {
+		result, err = r.purges.run(ctx, objects, purgeOrder{bucket: e.BucketName, name: purgeName(&e.object), prefix: base + "/",
+			policy: e.Recorded, permit: guard.permit(), uploads: true})
 	}
 	var inUse *prefixInUseError
+	var ended *deletionEndedError
 	keep := func() (time.Duration, error) {
 		// Its reconcile may have looked for a tombstone just before we have written one.
 		if openErr == nil {
-			if _, err := revoke(ctx, objects, base); err != nil && !errors.Is(err, errNotOurBucket) {
+			if _, err := revoke(ctx, objects, base, inUse.uid); err != nil && !errors.Is(err, errNotOurBucket) {
 				return fail(fmt.Errorf("revoking the tombstone of %s, which is in use by BackupEntry %s: %w", base, inUse.entry, err))
 			}
 		}
@@ -346,6 +381,10 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 		return 0, nil
 	}
 	switch {
+	case errors.As(err, &ended):
+		klog.FromContext(ctx).Info("Stopped deleting objects", "deleted", result.Deleted, "reason", ended.Error())
+		_, _ = r.purged(ctx, e, e.BucketName, PurgeResult{Deleted: result.Deleted, DeletedBytes: result.DeletedBytes}, nil)
+		return staleRetry, nil
 	case errors.As(err, &inUse):
 		return keep()
 	case errors.Is(err, errNotOurBucket):
@@ -358,7 +397,7 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	if result.Retained == 0 {
 		return 0, nil
 	}
-	if err := bury(ctx, objects, base, e.Recorded, result); errors.As(err, &inUse) {
+	if err := bury(ctx, guard, result); errors.As(err, &inUse) {
 		return keep()
 	} else if err != nil {
 		return fail(fmt.Errorf("writing the tombstone for %d objects that are %s: %w", result.Retained, result.retained(), err))

@@ -112,7 +112,10 @@ type waitError struct {
 func (e *waitError) Error() string { return e.reason }
 
 // prefixInUseError says that a live BackupEntry owns the objects that were to be deleted.
-type prefixInUseError struct{ entry string }
+type prefixInUseError struct {
+	entry string
+	uid   types.UID // empty if not known
+}
 
 func (e *prefixInUseError) Error() string {
 	return fmt.Sprintf("the objects belong to the live BackupEntry %s", e.entry)

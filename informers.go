@@ -52,6 +52,8 @@ const (
 	annotationOperation = "gardener.cloud/operation"
 	annotationTimestamp = "gardener.cloud/timestamp"
 	annotationShootUID  = "shoot.gardener.cloud/uid"
+	// annotationSecret names the secret that we hold for an object, as namespace/name.
+	annotationSecret = "bucketwarden/secret"
 	// annotationGeneratedSecretNamespace says where a BackupBucket's generated secret goes.
 	annotationGeneratedSecretNamespace = "backupbucket.extensions.gardener.cloud/generated-secret-namespace"
 	// annotationRotateSuffix ends the annotation that asks for new keys of a bucket's account, after the name of the provider.
@@ -217,12 +219,12 @@ func keptAnnotations(u *unstructured.Unstructured) map[string]string {
 	var kept map[string]string
 	for key, value := range u.GetAnnotations() {
 		switch {
-		case key == annotationOperation, key == annotationTimestamp, key == annotationGeneratedSecretNamespace,
+		case key == annotationOperation, key == annotationTimestamp, key == annotationGeneratedSecretNamespace, key == annotationSecret,
 			strings.HasSuffix(key, annotationRotateSuffix):
 			if kept == nil {
 				kept = map[string]string{}
 			}
-			kept[key] = value
+			kept[key] = unique.Make(value).Value()
 		}
 	}
 	return kept
@@ -415,22 +417,29 @@ func watchObjects(informer cache.SharedIndexInformer, s *scope, c *controller,
 		}
 		c.enqueue(key)
 	}
+	add := func(obj any) {
+		co, ok := obj.(commonObject)
+		if !ok || !s.responsible(co.common()) {
+			return
+		}
+		if o := co.common(); s.onAdd(o) {
+			admit(o)
+		} else if seen != nil {
+			seen(cache.MetaObjectToName(o))
+		}
+	}
 	return informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			co, ok := obj.(commonObject)
-			if !ok || !s.responsible(co.common()) {
-				return
-			}
-			if o := co.common(); s.onAdd(o) {
-				admit(o)
-			} else if seen != nil {
-				seen(cache.MetaObjectToName(o))
-			}
-		},
+		AddFunc: add,
 		UpdateFunc: func(oldObj, newObj any) {
 			old, ok1 := oldObj.(commonObject)
 			new, ok2 := newObj.(commonObject)
 			if !ok1 || !ok2 {
+				return
+			}
+			if old.common().UID != new.common().UID {
+				// A relist brings the deletion of an object and its successor at once.
+				c.gone(cache.MetaObjectToName(old.common()))
+				add(newObj)
 				return
 			}
 			c.stale(new.common())

@@ -31,11 +31,28 @@ type desired struct {
 	err error
 }
 
-// record is what status.providerStatus remembers of a bucket: the policy that we have set, and where it was found.
+// record is what status.providerStatus remembers of a bucket: the policy that we have set, where it was found, and where
+// it came from.
 type record struct {
 	Policy         Policy
 	Cloud, Account string
+	Origin         bucketOrigin
 }
+
+// bucketOrigin says where a bucket came from; empty if that is not known.
+type bucketOrigin string
+
+const (
+	// originCreated: by us.
+	originCreated bucketOrigin = "Created"
+	// originTakenOver: from another controller, that had made it for the same BackupBucket.
+	originTakenOver bucketOrigin = "TakenOver"
+	// originAdopted: it was there before its BackupBucket.
+	originAdopted bucketOrigin = "Adopted"
+)
+
+// ours says that everything in the bucket goes with its BackupBucket. What is not known is treated as somebody else's.
+func (r record) ours() bool { return r.Origin == originCreated || r.Origin == originTakenOver }
 
 // keyRotation says when an account's access keys are rotated; the zero value: never.
 type keyRotation struct {
@@ -177,6 +194,7 @@ type bucketStatus struct {
 	Immutability       *recordedPolicy     `json:"immutability"`
 	CloudConfiguration *cloudConfiguration `json:"cloudConfiguration"`
 	StorageAccount     string              `json:"storageAccount,omitempty"`
+	Origin             bucketOrigin        `json:"origin,omitempty"`
 }
 
 // recordedPolicy is a policy in providerStatus. Mode is what the store calls it; it is only written.
@@ -194,7 +212,7 @@ func providerStatus(providerType string, r record) *bucketStatus {
 	}
 	status := &bucketStatus{
 		configHeader:   configHeader{APIVersion: providerType + providerGroupSuffix + "/v1alpha1", Kind: bucketStatusKind},
-		StorageAccount: r.Account,
+		StorageAccount: r.Account, Origin: r.Origin,
 	}
 	if r.Cloud != "" {
 		status.CloudConfiguration = &cloudConfiguration{Name: r.Cloud}
@@ -212,7 +230,7 @@ func readRecord(raw []byte) record {
 	if len(raw) == 0 || stdjson.Unmarshal(raw, &status) != nil || status.Kind != bucketStatusKind {
 		return record{}
 	}
-	r := record{Account: status.StorageAccount}
+	r := record{Account: status.StorageAccount, Origin: status.Origin}
 	if status.CloudConfiguration != nil {
 		r.Cloud = status.CloudConfiguration.Name
 	}

@@ -1,7 +1,7 @@
 // Listing and purging, once for all stores, above the seam versions of store.go.
 //
 // Rules:
-//   - before is called ahead of every attempt to delete; its error ends the purge.
+//   - The permit is asked ahead of every attempt to delete; its error ends the purge.
 //   - What the list says is retained is never asked for. What is only presumed to be is asked
 //     for with a sample: if any of that goes, the next round takes nothing for granted.
 //   - Delete markers go last, and only where no version of their key is left: one on a retained
@@ -56,6 +56,20 @@ func (result PurgeResult) retained() string {
 	return fmt.Sprintf("retained%s", until)
 }
 
+// add adds what another purge has left.
+func (result *PurgeResult) add(other PurgeResult) {
+	if other.Retained == 0 {
+		return
+	}
+	if result.Retained == 0 {
+		*result = PurgeResult{Now: other.Now, RetainedUntil: other.RetainedUntil}
+	}
+	result.Retained, result.RetainedBytes = result.Retained+other.Retained, result.RetainedBytes+other.RetainedBytes
+	if other.RetainedUntil.IsZero() || other.RetainedUntil.After(result.RetainedUntil) && !result.RetainedUntil.IsZero() {
+		result.RetainedUntil = other.RetainedUntil
+	}
+}
+
 // purgeName names the purge of what belongs to an object.
 func purgeName(o *object) string { return o.Kind + "/" + o.Name + "/" + string(o.UID) }
 
@@ -75,8 +89,7 @@ type purgeOrder struct {
 	// policy is what the bucket is known to have; what was created under it is presumed to
 	// be retained.
 	policy Policy
-	// before may be nil.
-	before func(context.Context) error
+	permit permit
 	// uploads says that incomplete multipart uploads under the prefix are aborted as well.
 	uploads bool
 }
@@ -287,21 +300,20 @@ func (p *purge) list(ctx context.Context) error {
 	return plain(err)
 }
 
-// plain is the error of before as the caller knows it.
+// plain is the error of a permit as the caller knows it.
 func plain(err error) error {
-	var before *beforeError
-	if errors.As(err, &before) {
-		return before.err
+	var refused *permitError
+	if errors.As(err, &refused) {
+		return refused.err
 	}
 	return err
 }
 
-// beforeError is the error of the function that is called before each attempt. It is
-// neither the store's nor to be described as such.
-type beforeError struct{ err error }
+// permitError is the error of a permit. It is neither the store's nor to be described as such.
+type permitError struct{ err error }
 
-func (e *beforeError) Error() string { return e.err.Error() }
-func (e *beforeError) Unwrap() error { return e.err }
+func (e *permitError) Error() string { return e.err.Error() }
+func (e *permitError) Unwrap() error { return e.err }
 
 // checkKeys keeps a store that lists other keys than those asked for from having them deleted.
 func (p *purge) checkKeys(page page) error {
@@ -499,10 +511,8 @@ type remainder struct {
 
 // attempt makes one attempt to delete a batch.
 func (p *purge) attempt(ctx context.Context, batch []version, presumed bool) (remainder, error) {
-	if p.before != nil {
-		if err := p.before(ctx); err != nil {
-			return remainder{}, &beforeError{err}
-		}
+	if err := p.permit.ask(ctx); err != nil {
+		return remainder{}, &permitError{err}
 	}
 	answers, err := p.versions.remove(ctx, batch)
 	switch {

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
@@ -51,12 +52,44 @@ func (r *reconciler) wantAgain(o *object, err *error) {
 	}
 }
 
-// releaseSecret removes our finalizer from the credentials, unless another object of the
-// resource lives on them.
+// heldBefore is the secret that we still hold for an object although its spec names another
+// one by now; ok is false if there is none.
+func (o *object) heldBefore() (ref types.NamespacedName, ok bool) {
+	namespace, name, ok := strings.Cut(o.Annotations[annotationSecret], "/")
+	ref = types.NamespacedName{Namespace: namespace, Name: name}
+	return ref, ok && checkSecretRef(ref) == nil && ref != o.SecretRef
+}
+
+// followSecret releases the secret that the spec named before, now that the new one is held:
+// with our finalizer nobody could delete the old credentials.
+func (r *reconciler) followSecret(ctx context.Context, o *object) error {
+	old, changed := o.heldBefore()
+	if !changed {
+		return nil
+	}
+	if err := r.releaseFrom(ctx, o, old); err != nil {
+		return err
+	}
+	_, err := r.resource.patch(ctx, o, map[string]any{"metadata": map[string]any{
+		"annotations": map[string]any{annotationSecret: o.SecretRef.String()}, "resourceVersion": o.ResourceVersion}})
+	return ignoreNotFound(err)
+}
+
+// releaseSecret removes our finalizer from the credentials of an object, unless another object
+// of the resource lives on them.
 func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
-	sharing, err := r.cached.ByIndex(indexSecret, o.SecretRef.String())
+	if old, changed := o.heldBefore(); changed {
+		if err := r.releaseFrom(ctx, o, old); err != nil {
+			return err
+		}
+	}
+	return r.releaseFrom(ctx, o, o.SecretRef)
+}
+
+func (r *reconciler) releaseFrom(ctx context.Context, o *object, ref types.NamespacedName) error {
+	sharing, err := r.cached.ByIndex(indexSecret, ref.String())
 	if err != nil {
-		return fmt.Errorf("looking up the users of secret %s: %w", o.SecretRef, err)
+		return fmt.Errorf("looking up the users of secret %s: %w", ref, err)
 	}
 	for _, obj := range sharing {
 		co, ok := obj.(commonObject)
@@ -79,7 +112,7 @@ func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
 			return nil
 		}
 	}
-	return r.secrets.release(ctx, o.SecretRef)
+	return r.secrets.release(ctx, ref)
 }
 
 // provider is the kind of store that an object we are responsible for lies on.

@@ -201,7 +201,7 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 	if moved := existing != nil && existing.Namespace != ref.Namespace; existing == nil || moved {
 		secret, err := client.Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager})
 		if err == nil && moved {
-			err = s.deleteGenerated(ctx, existing)
+			err = s.deleteSecret(ctx, existing, permitMoved(existing, secret))
 		}
 		if !apierrors.IsAlreadyExists(err) {
 			return secret, wrapf(err, "creating the generated secret %s", ref)
@@ -213,7 +213,7 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 		}
 		secret, err = s.publish(ctx, b, there, data, created)
 		if err == nil && moved {
-			err = s.deleteGenerated(ctx, existing)
+			err = s.deleteSecret(ctx, existing, permitMoved(existing, there))
 		}
 		return secret, err
 	}
@@ -231,11 +231,14 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 	return wanted, s.patch(ctx, existing, patch)
 }
 
-// deleteGenerated deletes the generated secret as it was read; one that is gone is fine.
-func (s *secrets) deleteGenerated(ctx context.Context, secret *corev1.Secret) error {
-	err := s.client.CoreV1().Secrets(secret.Namespace).Delete(ctx, secret.Name,
-		metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
-	return wrapf(ignoreNotFound(err), "deleting the generated secret %s/%s", secret.Namespace, secret.Name)
+// deleteSecret deletes a secret as it was read; one that is gone is fine.
+func (s *secrets) deleteSecret(ctx context.Context, secret *corev1.Secret, leave permit) error {
+	if err := leave.ask(ctx); err != nil {
+		return err
+	}
+	err := s.client.CoreV1().Secrets(secret.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &secret.UID, ResourceVersion: &secret.ResourceVersion}})
+	return wrapf(ignoreNotFound(err), "deleting secret %s/%s", secret.Namespace, secret.Name)
 }
 
 func isWorkloadIdentity(secret *corev1.Secret) bool {

@@ -65,6 +65,11 @@ type condition struct {
 	Codes              []string    `json:"codes,omitempty"`
 }
 
+// neverReady says that the creation of an object has never succeeded.
+func (o *object) neverReady() bool {
+	return o.LastOperation == nil || o.LastOperation.Type == operationTypeCreate && !o.succeeded()
+}
+
 // computeOperationType follows gardener/gardener pkg/api/core/v1beta1/helper/common.go.
 func computeOperationType(o *object) operationType {
 	last := o.LastOperation
@@ -125,7 +130,8 @@ func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]
 }
 
 // claim adds the finalizer and removes the operation annotation if asked to, in one
-// patch with optimistic lock; no request if neither is needed.
+// patch with optimistic lock; no request if neither is needed. The same patch notes which
+// secret is going to be held.
 func (c *resourceClient) claim(ctx context.Context, o *object, removeOperation bool) error {
 	meta := map[string]any{}
 	if !o.hasFinalizer(c.finalizer) {
@@ -136,6 +142,14 @@ func (c *resourceClient) claim(ctx context.Context, o *object, removeOperation b
 	}
 	if len(meta) == 0 {
 		return nil
+	}
+	if o.Annotations[annotationSecret] == "" && checkSecretRef(o.SecretRef) == nil {
+		annotations, _ := meta["annotations"].(map[string]any)
+		if annotations == nil {
+			annotations = map[string]any{}
+		}
+		annotations[annotationSecret] = o.SecretRef.String()
+		meta["annotations"] = annotations
 	}
 	meta["resourceVersion"] = o.ResourceVersion
 	_, err := c.patch(ctx, o, map[string]any{"metadata": meta})
@@ -359,7 +373,7 @@ func (c *resourceClient) checkUnused(ctx context.Context, bucket, entry, except 
 		// One that migrates goes, but leaves its objects to another seed.
 		migrates := e.operation() == operationMigrate || e.LastOperation != nil && e.LastOperation.Type == operationTypeMigrate
 		if e.DeletionTimestamp == nil || migrates {
-			return &prefixInUseError{entry: name}
+			return &prefixInUseError{entry: name, uid: e.UID}
 		}
 	}
 	return nil

@@ -135,8 +135,9 @@ type Store interface {
 	LockPolicy(ctx context.Context, p Policy) error
 	// Delete deletes the empty bucket. One that is gone is no error; one that is not
 	// empty is errBucketNotEmpty; one that the store keeps for another reason that only
-	// time or somebody else can end, such as a legal hold, is a *waitError.
-	Delete(ctx context.Context) error
+	// time or somebody else can end, such as a legal hold, is a *waitError. The permit is
+	// asked right before.
+	Delete(ctx context.Context, leave permit) error
 }
 
 // accountStore is a Store whose bucket lies in an account of its own, with access keys
@@ -154,8 +155,8 @@ type accountStore interface {
 	// DeleteAccount deletes the account and its resource group, if we made them and unless
 	// they hold anything but the bucket, which is gone by now. It does not wait for the end:
 	// the caller comes back until the state is neither Started nor Deleting, and says that it
-	// has begun.
-	DeleteAccount(ctx context.Context, begun bool) (AccountState, error)
+	// has begun. The permit is asked ahead of each deletion.
+	DeleteAccount(ctx context.Context, leave permit, begun bool) (AccountState, error)
 }
 
 // accessKey is a key of an account.

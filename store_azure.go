@@ -366,7 +366,7 @@ var azureKept = map[string]bool{
 // an empty container too while it has a locked policy
 // (learn.microsoft.com/rest/api/storageservices/blob-service-error-codes, ContainerImmutabilityPolicyLocked).
 // That plane however deletes a container with all that is in it where no policy protects it.
-func (b *azureBucket) Delete(ctx context.Context) error {
+func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 	known, err := b.known(ctx)
 	if err != nil || !known.exists {
 		return err
@@ -390,6 +390,9 @@ func (b *azureBucket) Delete(ctx context.Context) error {
 		case page.Segment != nil && len(page.Segment.BlobItems) > 0:
 			return b.errorf("", errBucketNotEmpty, "bucket %q cannot be deleted: %s", b.Name, errBucketNotEmpty)
 		}
+	}
+	if err := leave.ask(ctx); err != nil {
+		return err
 	}
 	_, err = azureCall(ctx, "BlobContainers.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteResponse, error) {
 		return b.containers.Delete(ctx, b.Name, b.Account, b.Name, nil)

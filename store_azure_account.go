@@ -288,7 +288,7 @@ func (b *azureBucket) made(tags map[string]*string) bool {
 const notMade = "bucketwarden has not made it (it lacks the tag " + azureTag + ")"
 
 // DeleteAccount implements accountStore.
-func (b *azureBucket) DeleteAccount(ctx context.Context, begun bool) (AccountState, error) {
+func (b *azureBucket) DeleteAccount(ctx context.Context, leave permit, begun bool) (AccountState, error) {
 	if running, err := b.pollDeletion(ctx); err != nil || running {
 		return AccountState{Deleting: running}, err
 	}
@@ -320,6 +320,9 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, begun bool) (AccountSta
 	}
 	if len(others) > 0 || !b.made(group.Tags) {
 		if account != nil {
+			if err := leave.ask(ctx); err != nil {
+				return AccountState{}, err
+			}
 			_, err := azureCall(ctx, "StorageAccounts.Delete", func(ctx context.Context) (armstorage.AccountsClientDeleteResponse, error) {
 				return b.accounts.Delete(ctx, b.Name, b.Account, nil)
 			})
@@ -332,6 +335,9 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, begun bool) (AccountSta
 			why = "something else is in it, such as " + slices.Min(others)
 		}
 		return AccountState{Kept: fmt.Sprintf("resource group %s stays, because %s.", b.Name, why)}, nil
+	}
+	if err := leave.ask(ctx); err != nil {
+		return AccountState{}, err
 	}
 	deletion, err := azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
 		return b.groups.BeginDelete(ctx, b.Name, nil)

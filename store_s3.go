@@ -266,7 +266,10 @@ func (b *s3Bucket) objectLockOnlyAtCreation() error {
 }
 
 // Delete implements Store.
-func (b *s3Bucket) Delete(ctx context.Context) error {
+func (b *s3Bucket) Delete(ctx context.Context, leave permit) error {
+	if err := leave.ask(ctx); err != nil {
+		return err
+	}
 	_, err := b.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: &b.Name})
 	switch {
 	case err == nil, s3ErrorCode(err) == "NoSuchBucket":

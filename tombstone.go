@@ -15,6 +15,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,13 +25,16 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
 
 const (
-	tombstonePrefix = ".bucketwarden/tombstones/"
+	// tombstonesRoot is where everything of ours lies that is no backup.
+	tombstonesRoot  = ".bucketwarden/"
+	tombstonePrefix = tombstonesRoot + "tombstones/"
 	markDeleted     = "deleted"
 	markRevoked     = "revoked"
 	markTime        = "20060102T150405Z"
@@ -61,8 +66,23 @@ func tombstoneKey(entry string, due time.Time, result PurgeResult) string {
 	return fmt.Sprintf("%s%s/%s-%s-%d-%d-%s", tombstonePrefix, entry, markDeleted, due.UTC().Format(markTime), result.Retained, result.RetainedBytes, rand.Text()[:markNonce])
 }
 
-func revocationKey(entry string) string {
-	return tombstonePrefix + entry + "/" + markRevoked + "-" + rand.Text()[:markNonce]
+// revocationKey names a revocation so that the entry that wrote it can be told from others.
+func revocationKey(entry string, owner types.UID) string {
+	return tombstonePrefix + entry + "/" + markRevoked + "-" + (markOwner(owner) + rand.Text())[:markNonce]
+}
+
+// markOwner is the beginning of the random part of the revocations that an object writes.
+func markOwner(uid types.UID) string {
+	if uid == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(uid))
+	return base32.StdEncoding.EncodeToString(sum[:])[:markNonce/2]
+}
+
+// by says that a revocation was written by an entry, as far as its name tells.
+func (m mark) by(e *backupEntry) bool {
+	return strings.HasPrefix(m.key, tombstonePrefix+m.entry+"/"+markRevoked+"-"+markOwner(e.UID))
 }
 
 // parseMark reads a mark from its name; false for whatever else lies there.
@@ -252,14 +272,16 @@ func latestTry(longest Policy, now time.Time) time.Time {
 }
 
 // bury writes the tombstone of an entry whose purge has left something retained, unless
-// there is one already: 2 requests, 3 if the entry was buried before.
-func bury(ctx context.Context, objects Objects, entry string, longest Policy, result PurgeResult) error {
-	of, now, err := readMarks(ctx, objects, entry)
-	if err != nil {
+// there is one already: one request, 2 more if the entry was buried before.
+func bury(ctx context.Context, guard *prefixGuard, result PurgeResult) error {
+	objects, entry := guard.objects, guard.base
+	// The last batch was refused right before.
+	if err := guard.readMarks(ctx); err != nil {
 		return err
 	}
+	of, now := guard.marks, guard.now.Add(time.Since(guard.at))
 	due, enough := result.RetainedUntil, result.RetainedUntil
-	if latest := latestTry(longest, now); due.After(latest) {
+	if latest := latestTry(guard.entry.Recorded, now); due.After(latest) {
 		due, enough = latest, latest.Add(-sweepRetry)
 	}
 	if due.IsZero() {
@@ -279,12 +301,12 @@ func bury(ctx context.Context, objects Objects, entry string, longest Policy, re
 }
 
 // revoke says that the prefix of an entry is in use: one request, 3 if there is a tombstone.
-func revoke(ctx context.Context, objects Objects, entry string) (revoked bool, err error) {
+func revoke(ctx context.Context, objects Objects, entry string, owner types.UID) (revoked bool, err error) {
 	of, _, err := readMarks(ctx, objects, entry)
 	if err != nil || !of.buried() {
 		return false, err
 	}
-	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry) })
+	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
 }
 
 // checkStands makes sure that a tombstone is still the newest mark of its entry.
@@ -294,9 +316,16 @@ func checkStands(ctx context.Context, objects Objects, tombstone mark) error {
 		return err
 	}
 	if of.newest.key != tombstone.key {
-		return &prefixInUseError{entry: tombstone.entry}
+		return &markChangedError{entry: tombstone.entry}
 	}
 	return nil
+}
+
+// markChangedError says that another cluster has written a newer mark meanwhile.
+type markChangedError struct{ entry string }
+
+func (e *markChangedError) Error() string {
+	return fmt.Sprintf("another cluster has written a newer mark of %s", e.entry)
 }
 
 // sweeper purges the prefixes whose tombstones are due in the buckets of our BackupBuckets.
@@ -369,10 +398,15 @@ func (s *sweeper) pass(ctx context.Context, b *backupBucket, objects Objects) (t
 	one := func(of marks) {
 		p := s.planned(b, of, known)
 		gone := false
-		if !p.next.After(reader.now) && !down {
+		if inUse := s.livingOn(b, of); inUse || !p.next.After(reader.now) && !down {
 			var err error
 			p.failed = false
-			if p, gone, err = s.sweep(ctx, b, objects, of, p, reader.now); err != nil {
+			if inUse {
+				err = s.revokeLive(ctx, b, objects, of)
+			} else {
+				p, gone, err = s.sweep(ctx, b, objects, of, p, reader.now)
+			}
+			if err != nil {
 				s.metrics.purgeFailures.WithLabelValues(b.Name).Inc()
 				failure = cmp.Or(failure, fmt.Errorf("sweeping bucket %s after BackupEntry %s: %w", b.Name, of.entry, err))
 				// What the store or the API server refuses now, it refuses for all others.
@@ -459,18 +493,15 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, o
 	if of.buried() && !p.swept {
 		result, err := s.purges.run(ctx, objects, purgeOrder{
 			bucket: b.Name, name: of.newest.key, prefix: of.entry + "/", policy: policy, uploads: true,
-			before: func(ctx context.Context) error {
-				if err := s.entriesClient.checkUnused(ctx, b.Name, of.entry, ""); err != nil {
-					return err
-				}
-				// Another cluster may have taken the prefix into use meanwhile.
-				return checkStands(ctx, objects, of.newest)
-			}})
+			permit: s.permitSweep(b, objects, of.newest)})
 		s.swept(ctx, b, of.entry, result)
 		var inUse *prefixInUseError
-		if errors.As(err, &inUse) {
-			// Its reconcile revokes the tombstone.
-			klog.FromContext(ctx).V(2).Info("Not swept, the prefix is in use", "entry", inUse.entry)
+		var changed *markChangedError
+		switch {
+		case errors.As(err, &inUse):
+			return p, false, s.revokeFor(ctx, b, objects, of, inUse)
+		case errors.As(err, &changed):
+			klog.FromContext(ctx).V(2).Info("Not swept", "reason", err.Error())
 			return p, false, nil
 		}
 		if err != nil {
@@ -496,7 +527,7 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, o
 	}
 	for _, key := range keys {
 		// A mark is known by its whole name: a newer one may have come meanwhile.
-		result, err := s.purges.run(ctx, objects, purgeOrder{bucket: b.Name, name: key, prefix: key})
+		result, err := s.purges.run(ctx, objects, purgeOrder{bucket: b.Name, name: key, prefix: key, permit: permitMark(key)})
 		if err != nil {
 			return p, false, err
 		}
@@ -509,6 +540,42 @@ func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, o
 		return p, false, nil
 	}
 	return p, true, nil
+}
+
+// livingOn says that the cache knows a live entry whose prefix a tombstone stands against.
+func (s *sweeper) livingOn(b *backupBucket, of marks) bool {
+	if !of.buried() {
+		return false
+	}
+	for _, name := range []string{of.entry, sourcePrefix + of.entry} {
+		obj, exists, err := s.entries.GetByKey(name)
+		if e, ok := obj.(*backupEntry); err == nil && exists && ok && e.BucketName == b.Name && e.DeletionTimestamp == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// revokeLive revokes a tombstone against a live entry, after a live look.
+func (s *sweeper) revokeLive(ctx context.Context, b *backupBucket, objects Objects, of marks) error {
+	err := s.entriesClient.checkUnused(ctx, b.Name, of.entry, "")
+	var inUse *prefixInUseError
+	if errors.As(err, &inUse) {
+		return s.revokeFor(ctx, b, objects, of, inUse)
+	}
+	return err
+}
+
+// revokeFor revokes a tombstone for the live entry that owns its prefix: when that migrates,
+// the owner of the bucket would purge it.
+func (s *sweeper) revokeFor(ctx context.Context, b *backupBucket, objects Objects, of marks, inUse *prefixInUseError) error {
+	revoked, err := revoke(ctx, objects, of.entry, inUse.uid)
+	if revoked {
+		klog.FromContext(ctx).Info("Revoked the tombstone of a live BackupEntry", "bucket", b.Name, "entry", inUse.entry)
+		s.normal(b, "TombstoneRevoked", "Sweep", "The objects under %s/ in bucket %s belong to the live BackupEntry %s; what was "+
+			"retained of an earlier deletion is not deleted any more", of.entry, b.Name, inUse.entry)
+	}
+	return wrapf(err, "revoking the tombstone of %s, which is in use by BackupEntry %s", of.entry, inUse.entry)
 }
 
 // swept tells what a sweep has deleted.

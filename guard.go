@@ -1,0 +1,188 @@
+// Leave to delete: every destructive path passes here.
+//
+// Rules:
+//   - A purge, and the deletion of a bucket, of what it lies in or of a secret, takes a permit.
+//     Only this file makes one, and a zero one refuses, so that no path can leave it out.
+//   - A permit is asked ahead of every attempt, and reads live what shows that the thing belongs
+//     to the very object that is being deleted: the same UID, still being deleted.
+//   - Without an answer nothing is deleted.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// permit is leave to delete one thing.
+type permit struct {
+	check func(context.Context) error
+}
+
+// ask says why the thing must not be deleted now. For some stores and objects it makes requests.
+func (p permit) ask(ctx context.Context) error {
+	if p.check == nil {
+		return errors.New("nobody has given leave to delete this")
+	}
+	return p.check(ctx)
+}
+
+// deletionEndedError says that an object is not being deleted any more as it was when its
+// deletion began. What it is now comes as an event of its own.
+type deletionEndedError struct{ kind, name, why string }
+
+func (e *deletionEndedError) Error() string {
+	return fmt.Sprintf("the deletion of %s %s has ended: %s", e.kind, e.name, e.why)
+}
+
+// stillDeleting makes sure, by a live read, that the object whose deletion goes on is still
+// the one that it was, and that nobody wants anything else of it.
+func (c *resourceClient) stillDeleting(ctx context.Context, o *object) (*unstructured.Unstructured, error) {
+	u, err := c.live(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	ended := &deletionEndedError{kind: c.kind, name: o.Name}
+	if u == nil {
+		ended.why = "it is gone, or another one has its name"
+		return nil, ended
+	}
+	live, _ := decodeObject(u, c.kind)
+	switch operation := live.operation(); {
+	case live.DeletionTimestamp == nil:
+		ended.why = "it is not being deleted"
+	case operation == operationMigrate, operation == operationWaitForState:
+		ended.why = fmt.Sprintf("it is annotated %s=%s", annotationOperation, operation)
+	case !live.hasFinalizer(c.finalizer):
+		ended.why = "somebody has removed the finalizer"
+	default:
+		return u, nil
+	}
+	return nil, ended
+}
+
+// marksFresh is how long what was read of an entry's marks is relied on.
+const marksFresh = 10 * time.Second
+
+// prefixGuard gives leave to purge the prefix of a BackupEntry that is being deleted.
+type prefixGuard struct {
+	entries *resourceClient
+	entry   *backupEntry
+	base    string
+	objects Objects
+
+	mu sync.Mutex // of what follows
+	// marks are those of the prefix as they were read at a time; now is the store's then.
+	marks   marks
+	now, at time.Time
+}
+
+func (g *prefixGuard) permit() permit { return permit{g.check} }
+
+func (g *prefixGuard) check(ctx context.Context) error {
+	if _, err := g.entries.stillDeleting(ctx, &g.entry.object); err != nil {
+		return err
+	}
+	if err := g.entries.checkUnused(ctx, g.entry.BucketName, g.base, g.entry.Name); err != nil {
+		return err
+	}
+	if err := g.readMarks(ctx); err != nil {
+		return err
+	}
+	return g.checkMarks()
+}
+
+// readMarks reads the marks of the prefix, unless that was done just before.
+func (g *prefixGuard) readMarks(ctx context.Context) (err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if time.Since(g.at) < marksFresh {
+		return nil
+	}
+	if g.marks, g.now, err = readMarks(ctx, g.objects, g.base); err == nil {
+		g.at = time.Now()
+	}
+	return err
+}
+
+// checkMarks makes sure that no other cluster has taken the prefix into use: by a revocation
+// that is younger than this deletion, or, for the source of a migrated cluster, by any that
+// this entry has not written itself: the cluster may live on another seed.
+func (g *prefixGuard) checkMarks() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	newest := g.marks.newest
+	if g.marks.count == 0 || !newest.revoked || newest.by(g.entry) {
+		return nil
+	}
+	// By the store's clock, which need not be ours.
+	began := g.entry.DeletionTimestamp.Add(g.now.Sub(g.at))
+	if newest.created.After(began) || strings.HasPrefix(g.entry.Name, sourcePrefix) {
+		return &prefixInUseError{entry: g.base}
+	}
+	return nil
+}
+
+// permitSweep gives leave to purge the prefix of a tombstone, as long as no live BackupEntry
+// owns it and no newer mark is there.
+func (s *sweeper) permitSweep(b *backupBucket, objects Objects, tombstone mark) permit {
+	return permit{func(ctx context.Context) error {
+		if err := s.entriesClient.checkUnused(ctx, b.Name, tombstone.entry, ""); err != nil {
+			return err
+		}
+		return checkStands(ctx, objects, tombstone)
+	}}
+}
+
+// permitMark gives leave to delete a mark that says nothing any more, and nothing else.
+func permitMark(key string) permit {
+	return permit{func(context.Context) error {
+		if _, ok := parseMark(key, time.Time{}); !ok {
+			return fmt.Errorf("%q is no mark of ours", key)
+		}
+		return nil
+	}}
+}
+
+// permitBucket gives leave to empty and delete the bucket of a BackupBucket, and what it lies
+// in, as long as that is being deleted and no BackupEntry refers to it.
+func (r *bucketReconciler) permitBucket(b *backupBucket) permit {
+	return permit{func(ctx context.Context) error {
+		if _, err := r.resource.stillDeleting(ctx, &b.object); err != nil {
+			return err
+		}
+		return r.checkUnreferred(b)
+	}}
+}
+
+// permitEtcdBackup gives leave to delete the etcd-backup secret of a BackupEntry that was
+// just read, unless another one wrote it.
+func permitEtcdBackup(e *backupEntry, secret *corev1.Secret) permit {
+	return permit{func(context.Context) error {
+		if creator := secret.Annotations[annotationCreatedBy]; creator != "" && creator != e.Name {
+			return &prefixInUseError{entry: creator}
+		}
+		if e.DeletionTimestamp == nil {
+			return &deletionEndedError{kind: kindBackupEntry, name: e.Name, why: "it is not being deleted"}
+		}
+		return nil
+	}}
+}
+
+// permitMoved gives leave to delete a generated secret that another one of the same
+// BackupBucket, in another namespace, has replaced.
+func permitMoved(old, published *corev1.Secret) permit {
+	return permit{func(context.Context) error {
+		if published == nil || old.Name != published.Name || old.Namespace == published.Namespace {
+			return fmt.Errorf("secret %s/%s is not replaced by another one", old.Namespace, old.Name)
+		}
+		return nil
+	}}
+}
