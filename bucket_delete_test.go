@@ -12,7 +12,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -424,66 +423,6 @@ func TestBucketDeleteWithoutBucket(t *testing.T) {
 			}
 		})
 	}
-}
-
-// A release that was interrupted goes on where it was.
-func TestBucketDeleteSurvivesConflicts(t *testing.T) {
-	h := newHarness(t)
-	h.putDeletingBucket()
-	for range 2 {
-		h.on("patch", "secrets", 1, func() error {
-			h.editSecret("garden", "bucket-b", func(s *corev1.Secret) { s.Annotations = map[string]string{"x": h.nextVersion()} })
-			return nil
-		})
-	}
-	h.on("patch", "backupbuckets", 1, func() error {
-		h.edit(bucketsGVR, "b", withAnnotation("x", "y"))
-		return nil
-	})
-	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-	if got := h.get(bucketsGVR, "b").GetFinalizers(); !slices.Equal(got, []string{"other"}) {
-		t.Errorf("finalizers %v", got)
-	}
-	if got := h.secret("garden", "bucket-b").Finalizers; len(got) > 0 {
-		t.Errorf("the secret has finalizers %v", got)
-	}
-}
-
-// The cache may lag: what counts is the live object.
-func TestBucketDeleteReadsLive(t *testing.T) {
-	for name, change := range map[string]editObject{
-		"another object":  func(u *unstructured.Unstructured) { u.SetUID("new") },
-		"wait-for-state":  withOperation(operationWaitForState),
-		"not deleting":    func(u *unstructured.Unstructured) { u.SetDeletionTimestamp(nil) },
-		"released by now": func(u *unstructured.Unstructured) { u.SetFinalizers([]string{"other"}) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := newHarness(t)
-			h.putDeletingBucket()
-			h.sync()
-			h.frozen = true
-			h.edit(bucketsGVR, "b", change)
-			if wait, err := h.passBucket("b"); err != nil || wait != 0 {
-				t.Errorf("wait %s, error %v", wait, err)
-			}
-			h.wantTrace("get backupbuckets b")
-		})
-	}
-	t.Run("gone", func(t *testing.T) {
-		h := newHarness(t)
-		h.putDeletingBucket()
-		h.sync()
-		h.frozen = true
-		if err := h.dyn.Tracker().Delete(bucketsGVR, "", "b"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := h.passBucket("b"); err != nil {
-			t.Error(err)
-		}
-		h.wantTrace("get backupbuckets b")
-	})
 }
 
 // putDeletingAzure stores BackupBucket b being deleted, with all that belongs to it.
@@ -928,18 +867,4 @@ func TestS3DeleteKnowsNoAccount(t *testing.T) {
 		t.Error("a secret that is not ours was deleted")
 	}
 	h.wantReleased()
-}
-
-// The metadata of the object that is being deleted, its generated secret included, comes
-// from the API server.
-func TestAzureDeleteReadsLive(t *testing.T) {
-	h := newHarness(t)
-	h.putDeletingAzure()
-	h.sync()
-	h.frozen = true
-	h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) { u.SetUID("new"); u.SetCreationTimestamp(metav1.Now()) })
-	if _, err := h.passBucket("b"); err != nil {
-		t.Error(err)
-	}
-	h.wantTrace("get backupbuckets b")
 }

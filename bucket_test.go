@@ -1227,3 +1227,18 @@ func TestBucketLastUpdateTimeIsNotBeforeTheClients(t *testing.T) {
 		t.Errorf("lastUpdateTime %v, want %v", got, ahead.Truncate(time.Second))
 	}
 }
+
+// What each kind of pass may do.
+func TestPassKind(t *testing.T) {
+	type may struct{ creates, holds, rotates, refuses, hardens, hardensNew, settled bool }
+	for kind, want := range map[passKind]may{
+		passDefend: {hardensNew: true, settled: true},
+		passVerify: {creates: true, holds: true, rotates: true, refuses: true, hardensNew: true, settled: true},
+		passEnsure: {creates: true, holds: true, rotates: true, refuses: true, hardens: true, hardensNew: true},
+	} {
+		got := may{kind.creates(), kind.holds(), kind.rotates(), kind.refuses(), kind.hardens(false), kind.hardens(true), kind.settled()}
+		if got != want {
+			t.Errorf("kind %d: got %+v, want %+v", kind, got, want)
+		}
+	}
+}

@@ -880,50 +880,6 @@ func TestEntryDeletePartialPurge(t *testing.T) {
 	h.wantMetric(2, "bucketwarden_purged_objects_total", "b")
 }
 
-// gardenlet patches the secret every few seconds while it waits for a deletion.
-func TestEntryDeleteSurvivesConflicts(t *testing.T) {
-	h := newHarness(t)
-	h.putDeletingEntry(testEntry)
-	for range 2 {
-		h.on("patch", "secrets", 1, func() error {
-			h.editSecret("garden", "entry", func(s *corev1.Secret) { s.Annotations = map[string]string{"x": h.nextVersion()} })
-			return nil
-		})
-		h.on("patch", "backupentries", 1, func() error {
-			h.edit(entriesGVR, testEntry, withAnnotation("x", h.nextVersion()))
-			return nil
-		})
-	}
-	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
-		t.Errorf("wait %s, error %v", wait, err)
-	}
-	if len(h.secret("garden", "entry").Finalizers) > 0 || len(h.get(entriesGVR, testEntry).GetFinalizers()) != 1 {
-		t.Error("not released")
-	}
-}
-
-func TestEntryDeleteReadsLive(t *testing.T) {
-	for name, change := range map[string]editObject{
-		"another object":  func(u *unstructured.Unstructured) { u.SetUID("new") },
-		"wait-for-state":  withOperation(operationWaitForState),
-		"migrate":         withOperation(operationMigrate),
-		"not deleting":    func(u *unstructured.Unstructured) { u.SetDeletionTimestamp(nil) },
-		"released by now": func(u *unstructured.Unstructured) { u.SetFinalizers([]string{"other"}) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := newHarness(t)
-			h.putDeletingEntry(testEntry)
-			h.sync()
-			h.frozen = true
-			h.edit(entriesGVR, testEntry, change)
-			if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
-				t.Errorf("wait %s, error %v", wait, err)
-			}
-			h.wantTrace("get backupentries shoot--p--s--u")
-		})
-	}
-}
-
 // An entry whose name or spec nobody can serve must not be stuck forever.
 func TestEntryDeleteBadEntries(t *testing.T) {
 	for name, test := range map[string]struct {

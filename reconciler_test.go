@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"slices"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -77,5 +82,81 @@ func TestEntryReconcileIsWantedUntilItIsDone(t *testing.T) {
 	}
 	if !h.entries.resource.controller.takeWanted(cache.ObjectName{Name: testEntry}) {
 		t.Error("the reconcile is forgotten")
+	}
+}
+
+// deletedObjects are one of each, as it is being deleted, with all that belongs to it.
+var deletedObjects = map[string]struct {
+	gvr          schema.GroupVersionResource
+	name, secret string
+	put          func(*harness)
+	pass         func(*harness, string) (time.Duration, error)
+	// migrates: an operation of that name ends the deletion.
+	migrates bool
+}{
+	"bucket": {bucketsGVR, "b", "bucket-b", func(h *harness) { h.putDeletingBucket() }, (*harness).passBucket, false},
+	"Azure":  {bucketsGVR, "b", "bucket-b", func(h *harness) { h.putDeletingAzure() }, (*harness).passBucket, false},
+	"entry":  {entriesGVR, testEntry, "entry", func(h *harness) { h.putDeletingEntry(testEntry) }, (*harness).passEntry, true},
+}
+
+// The cache may lag: what counts is the live object.
+func TestDeleteReadsLive(t *testing.T) {
+	for kind, object := range deletedObjects {
+		for name, change := range map[string]editObject{
+			"another object":  func(u *unstructured.Unstructured) { u.SetUID("new") },
+			"wait-for-state":  withOperation(operationWaitForState),
+			"migrate":         withOperation(operationMigrate),
+			"not deleting":    func(u *unstructured.Unstructured) { u.SetDeletionTimestamp(nil) },
+			"released by now": func(u *unstructured.Unstructured) { u.SetFinalizers([]string{"other"}) },
+			"gone":            nil,
+		} {
+			if name == "migrate" && !object.migrates {
+				continue
+			}
+			t.Run(kind+" "+name, func(t *testing.T) {
+				h := newHarness(t)
+				object.put(h)
+				h.sync()
+				h.frozen = true
+				if change != nil {
+					h.edit(object.gvr, object.name, change)
+				} else if err := h.dyn.Tracker().Delete(object.gvr, "", object.name); err != nil {
+					t.Fatal(err)
+				}
+				if wait, err := object.pass(h, object.name); err != nil || wait != 0 {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				h.wantTrace("get " + object.gvr.Resource + " " + object.name)
+			})
+		}
+	}
+}
+
+// gardenlet patches the secret every few seconds while it waits for a deletion.
+func TestDeleteSurvivesConflicts(t *testing.T) {
+	for _, kind := range []string{"bucket", "entry"} {
+		t.Run(kind, func(t *testing.T) {
+			object, h := deletedObjects[kind], newHarness(t)
+			object.put(h)
+			for range 2 {
+				h.on("patch", "secrets", 1, func() error {
+					h.editSecret("garden", object.secret, func(s *corev1.Secret) { s.Annotations = map[string]string{"x": h.nextVersion()} })
+					return nil
+				})
+				h.on("patch", object.gvr.Resource, 1, func() error {
+					h.edit(object.gvr, object.name, withAnnotation("x", h.nextVersion()))
+					return nil
+				})
+			}
+			if wait, err := object.pass(h, object.name); err != nil || wait != 0 {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got := h.get(object.gvr, object.name).GetFinalizers(); !slices.Equal(got, []string{"other"}) {
+				t.Errorf("finalizers %v", got)
+			}
+			if got := h.secret("garden", object.secret).Finalizers; len(got) > 0 {
+				t.Errorf("the secret has finalizers %v", got)
+			}
+		})
 	}
 }
