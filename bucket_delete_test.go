@@ -109,6 +109,7 @@ func (h *harness) putDeletingBucket(edits ...editObject) *memBucket {
 }
 
 var bucketDeleted = []string{
+	"get backupbuckets b",
 	"store b Delete",
 	"status backupbuckets b Delete Succeeded",
 	"get secrets garden/bucket-b",
@@ -123,6 +124,7 @@ var bucketDeleting = []string{
 	"status backupbuckets b Delete Processing",
 	"get secrets garden/bucket-b",
 	"store b Observe",
+	"get backupbuckets b",
 	"store b Delete",
 }
 
@@ -157,7 +159,7 @@ func TestBucketDeletePurges(t *testing.T) {
 	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
-	want := slices.Concat(bucketDeleting, []string{`store b Purge ""`}, bucketDeleted)
+	want := slices.Concat(bucketDeleting, []string{`store b Purge ""`, "get backupbuckets b"}, bucketDeleted)
 	h.wantTrace(slices.Insert(want, 1, "patch backupbuckets b annotations")...)
 	h.wantEvents("ObjectsDeleted", "BucketDeleted")
 	h.wantMetric(1, "bucketwarden_purged_objects_total", "b")
@@ -456,7 +458,7 @@ func TestAzureDelete(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantTrace(append(slices.Insert(slices.Clone(azureDeleteLooks), 2, "status backupbuckets b Delete Processing"),
-		"store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
+		"get backupbuckets b", "store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
 	h.wantEvents("BucketDeleted", "ResourceGroupDeleted")
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
 	if s.Description != "The bucket is deleted, its resource group is being deleted" || s.Error != "" {
@@ -647,7 +649,7 @@ func TestAzureDeleteWaitsForWhatTheStoreKeeps(t *testing.T) {
 	if wait, err := h.passBucket("b"); err != nil || wait != time.Hour {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
-	h.wantTrace(append(slices.Clone(azureDeleteLooks), "store b Delete")...)
+	h.wantTrace(append(slices.Clone(azureDeleteLooks), "get backupbuckets b", "store b Delete")...)
 
 	delete(h.cloud.fail, "Delete")
 	clear(h.buckets.resource.controller.due)

@@ -94,20 +94,18 @@ func testConfig(p Policy) map[string]any {
 
 func withPolicy(p Policy) editObject { return set(testConfig(p), "spec", "providerConfig") }
 
-// withRecord is the status.providerStatus that records p.
+// withRecord is the status.providerStatus that records p, of a bucket that we have created.
 func withRecord(p Policy) editObject {
 	return func(u *unstructured.Unstructured) {
-		if p.None() {
-			return
+		status := map[string]any{"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus", "origin": "Created"}
+		if !p.None() {
+			mode := modeGovernance
+			if p.Locked {
+				mode = modeCompliance
+			}
+			status["immutability"] = map[string]any{"retentionType": "bucket", "retentionPeriod": p.Hours(), "locked": p.Locked, "mode": mode}
 		}
-		mode := modeGovernance
-		if p.Locked {
-			mode = modeCompliance
-		}
-		set(map[string]any{
-			"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus",
-			"immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": p.Hours(), "locked": p.Locked, "mode": mode},
-		}, "status", "providerStatus")(u)
+		set(status, "status", "providerStatus")(u)
 	}
 }
 
@@ -118,7 +116,7 @@ func (h *harness) putBucket(settled bool, edits ...editObject) {
 	var held []string
 	if settled {
 		held = []string{finalizerBackupBucket}
-		edits = append([]editObject{withFinalizers(finalizerBackupBucket), withLast(operationTypeReconcile, stateSucceeded, "done")}, edits...)
+		edits = append([]editObject{withFinalizers(finalizerBackupBucket), withLast(operationTypeReconcile, stateSucceeded, "done"), withRecord(Policy{})}, edits...)
 	}
 	h.put(bucketsGVR, testObject(kindBackupBucket, "b", "bucket-b", edits...))
 	h.putSecret("garden", "bucket-b", staticCredentials(), held...)
@@ -302,7 +300,7 @@ func TestBucketPolicyTable(t *testing.T) {
 			if got := h.record(); got != wantRecord || test.keeps && got != test.recorded {
 				t.Errorf("recorded %v, want %v", got, wantRecord)
 			}
-			if _, found, _ := unstructured.NestedFieldNoCopy(h.get(bucketsGVR, "b").Object, "status", "providerStatus"); found == wantRecord.None() {
+			if _, found, _ := unstructured.NestedFieldNoCopy(h.get(bucketsGVR, "b").Object, "status", "providerStatus", "immutability"); found == wantRecord.None() {
 				t.Errorf("providerStatus is there: %t", found)
 			}
 			c := h.conditionOf(conditionImmutable)
@@ -1189,7 +1187,7 @@ func TestBucketKeepsWhatOthersWrote(t *testing.T) {
 	if got := u.GetFinalizers(); !slices.Equal(got, []string{"other/finalizer", finalizerBackupBucket}) {
 		t.Errorf("finalizers %v", got)
 	}
-	if got := u.GetAnnotations(); len(got) != 1 || got["confirmation.gardener.cloud/deletion"] != "true" {
+	if got := u.GetAnnotations(); len(got) != 2 || got[annotationSecret] != "garden/bucket-b" || got["confirmation.gardener.cloud/deletion"] != "true" {
 		t.Errorf("annotations %v", got)
 	}
 	if got := h.conditionOf("Other"); fmt.Sprint(got) != fmt.Sprint(foreign) {

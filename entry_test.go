@@ -513,7 +513,7 @@ func TestEntryRestore(t *testing.T) {
 	h.wantStatus(entriesGVR, testEntry, operationTypeRestore, stateSucceeded)
 	h.wantEtcdBackup(testNamespace, "etcd-backup", testEntry)
 	u := h.get(entriesGVR, testEntry)
-	if len(u.GetAnnotations()) > 0 || !slices.Equal(u.GetFinalizers(), []string{finalizerBackupEntry}) {
+	if u.GetAnnotations()[annotationOperation] != "" || !slices.Equal(u.GetFinalizers(), []string{finalizerBackupEntry}) {
 		t.Errorf("metadata %v", u.Object["metadata"])
 	}
 
@@ -574,7 +574,9 @@ func TestEntryDelete(t *testing.T) {
 				"delete secrets shoot--p--s/"+secret,
 				"get backupentries "+sibling,
 				`store b Purge "shoot--p--s--u/"`,
+				"get backupentries "+name,
 				"get backupentries "+sibling,
+				`store b List ".bucketwarden/tombstones/shoot--p--s--u/"`,
 				"status backupentries "+name+" Delete Succeeded",
 				"get secrets garden/entry",
 				"patch secrets garden/entry finalizers",
@@ -612,7 +614,7 @@ func TestEntryDeleteRemovesTheOperation(t *testing.T) {
 		if want := []string{"get backupentries shoot--p--s--u", "patch backupentries shoot--p--s--u annotations", "status backupentries shoot--p--s--u Delete Processing"}; !slices.Equal(h.trace[:3], want) {
 			t.Errorf("trace %q, want first %q", h.trace, want)
 		}
-		if got := h.get(entriesGVR, testEntry).GetAnnotations(); !maps.Equal(got, map[string]string{"x": "y"}) {
+		if got := h.get(entriesGVR, testEntry).GetAnnotations(); !maps.Equal(got, map[string]string{"x": "y", annotationSecret: "garden/entry"}) {
 			t.Errorf("annotations %v", got)
 		}
 		h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
@@ -1084,7 +1086,7 @@ func TestAzureEntryDelete(t *testing.T) {
 			if got, want := h.cloud.opened, (bucketRef{Name: "b", Region: "eu-1", Recorded: test.recorded}); got != want {
 				t.Errorf("opened %+v, want %+v", got, want)
 			}
-			if got := h.storeCalls(); !slices.Equal(got, []string{`store b Purge "shoot--p--s--u/"`}) || len(bucket.objects) != 3 {
+			if got := h.storeCalls(); !slices.Equal(got, []string{`store b Purge "shoot--p--s--u/"`, `store b List ".bucketwarden/tombstones/shoot--p--s--u/"`}) || len(bucket.objects) != 3 {
 				t.Errorf("calls %q, left %v", got, slices.Sorted(maps.Keys(bucket.objects)))
 			}
 			h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)

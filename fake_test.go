@@ -278,7 +278,7 @@ func (h *harness) checkPatch(a clienttesting.PatchActionImpl, stored runtime.Obj
 	}
 	annotations, _ := metadata["annotations"].(map[string]any)
 	for key, value := range annotations {
-		if key != annotationOperation && key != annotationRotate || value != nil {
+		if key != annotationSecret && (key != annotationOperation && key != annotationRotate || value != nil) {
 			h.t.Errorf("a patch of %s touches the annotation %s", a.GetName(), key)
 		}
 	}
@@ -339,6 +339,12 @@ func (h *harness) describe(action clienttesting.Action) string {
 		}
 		delete(patch.Metadata, "resourceVersion")
 		delete(patch.Metadata, "uid")
+		// Which secret is held is noted by the way.
+		if annotations, ok := patch.Metadata["annotations"].(map[string]any); ok && annotations[annotationSecret] != nil {
+			if delete(annotations, annotationSecret); len(annotations) == 0 {
+				delete(patch.Metadata, "annotations")
+			}
+		}
 		keys := slices.Sorted(maps.Keys(patch.Metadata))
 		if patch.Data != nil {
 			keys = append(keys, "data")
@@ -910,7 +916,7 @@ func (c *memAccountClient) EntryCredentials(key accessKey) map[string][]byte {
 	return map[string][]byte{dataKeyStorageAccount: []byte(account), dataKeyStorageKey: []byte(key.Value), dataKeyDomain: []byte("blob.example.com")}
 }
 
-func (c *memAccountClient) DeleteAccount(context.Context, bool) (AccountState, error) {
+func (c *memAccountClient) DeleteAccount(ctx context.Context, leave permit, _ bool) (AccountState, error) {
 	if err := c.call("DeleteAccount", ""); err != nil {
 		return AccountState{}, err
 	}
@@ -1124,7 +1130,10 @@ func (c *memClient) traits() traits {
 	return traits{batch: cmp.Or(c.batch, 1000), serial: true, backoff: func(int) time.Duration { return 0 }}
 }
 
-func (c *memClient) Delete(context.Context) error {
+func (c *memClient) Delete(ctx context.Context, leave permit) error {
+	if err := leave.ask(ctx); err != nil {
+		return err
+	}
 	if err := c.call("Delete", ""); err != nil {
 		return err
 	}

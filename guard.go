@@ -106,10 +106,11 @@ func (g *prefixGuard) readMarks(ctx context.Context) (err error) {
 	if time.Since(g.at) < marksFresh {
 		return nil
 	}
-	if g.marks, g.now, err = readMarks(ctx, g.objects, g.base); err == nil {
-		g.at = time.Now()
+	if g.marks, g.now, err = readMarks(ctx, g.objects, g.base); err != nil {
+		return fmt.Errorf("looking for tombstones of %s: %w", g.base, err)
 	}
-	return err
+	g.at = time.Now()
+	return nil
 }
 
 // checkMarks makes sure that no other cluster has taken the prefix into use: by a revocation

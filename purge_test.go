@@ -85,9 +85,15 @@ func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
 	}
 }
 
+// anything may be deleted.
+var anything = permit{func(context.Context) error { return nil }}
+
 // testPurge purges a prefix as a BackupEntry's or a BackupBucket's deletion would.
 func testPurge(ctx context.Context, store versions, prefix string, before func(context.Context) error) (PurgeResult, error) {
-	order := purgeOrder{bucket: "b", prefix: prefix, before: before, uploads: true}
+	order := purgeOrder{bucket: "b", prefix: prefix, permit: permit{before}, uploads: true}
+	if before == nil {
+		order.permit = anything
+	}
 	switch store := store.(type) {
 	case *s3Bucket:
 		order.bucket, order.policy = store.Name, store.Recorded

@@ -80,20 +80,21 @@ type fakeAzure struct {
 	deleted  []string
 	// foreignGroup and foreignAccount: we did not make them.
 	foreignGroup, foreignAccount bool
+	bucket                       string // that they are of
 }
 
-// fakeAzureTags are those of what we made, or others.
-func fakeAzureTags(foreign bool) map[string]string {
+// tags are those of what we made, or others.
+func (f *fakeAzure) tags(foreign bool) map[string]string {
 	if foreign {
 		return map[string]string{"team": "x"}
 	}
-	return map[string]string{strings.ToUpper(azureTag): fakeAzureBucket}
+	return map[string]string{strings.ToUpper(azureTag): f.bucket}
 }
 
 func newFakeAzure(t *testing.T) *fakeAzure {
 	f := &fakeAzure{
 		t: t, bodies: map[string]string{}, headers: map[string]http.Header{}, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
-		group: true, account: true, container: true, groupState: "Succeeded", sku: "Standard_ZRS", kind: "StorageV2", location: "westeurope",
+		bucket: fakeAzureBucket, group: true, account: true, container: true, groupState: "Succeeded", sku: "Standard_ZRS", kind: "StorageV2", location: "westeurope",
 		properties: map[string]any{"supportsHttpsTrafficOnly": true, "minimumTlsVersion": "TLS1_2", "allowBlobPublicAccess": false, "provisioningState": "Succeeded",
 			"keyCreationTime": map[string]string{"key1": "2026-01-02T03:04:05Z", "key2": "2026-01-03T03:04:05Z"}},
 		now: time.Now().UTC().Truncate(time.Second), pageSize: 5000,
@@ -285,7 +286,7 @@ func (f *fakeAzure) serveARM(w http.ResponseWriter, r *http.Request) {
 		if !f.begin("Resources.List", w, r, body) {
 			var list []map[string]any
 			if f.account {
-				list = append(list, map[string]any{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket), "tags": fakeAzureTags(f.foreignAccount)})
+				list = append(list, map[string]any{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket), "tags": f.tags(f.foreignAccount)})
 			}
 			for _, name := range f.resources {
 				list = append(list, map[string]any{"type": "Microsoft.Other/things", "name": name})
@@ -331,7 +332,7 @@ func (f *fakeAzure) serveGroup(w http.ResponseWriter, r *http.Request, body stri
 		w.Header().Set("Location", f.arm.URL+"/operations/2")
 		w.WriteHeader(http.StatusAccepted)
 	default:
-		fakeAzureJSON(w, http.StatusOK, map[string]any{"tags": fakeAzureTags(f.foreignGroup), "properties": map[string]string{"provisioningState": f.groupState}})
+		fakeAzureJSON(w, http.StatusOK, map[string]any{"tags": f.tags(f.foreignGroup), "properties": map[string]string{"provisioningState": f.groupState}})
 	}
 }
 
@@ -1711,7 +1712,7 @@ func TestAzureStoreDelete(t *testing.T) {
 			if c.set != nil {
 				c.set(f)
 			}
-			err := f.open(f.ref()).Delete(t.Context())
+			err := f.open(f.ref()).Delete(t.Context(), anything)
 			f.expect(c.calls)
 			var wait *waitError
 			switch {
@@ -1728,7 +1729,7 @@ func TestAzureStoreDelete(t *testing.T) {
 	}
 	f := newFakeAzure(t)
 	f.addBlobs(1, "a/", func(int) time.Duration { return time.Hour })
-	if err := f.open(f.ref()).Delete(t.Context()); !errors.Is(err, errBucketNotEmpty) || codeOf(err) != "" {
+	if err := f.open(f.ref()).Delete(t.Context(), anything); !errors.Is(err, errBucketNotEmpty) || codeOf(err) != "" {
 		t.Error(err)
 	}
 	f.expect("Container.GET Account.listKeys List")
@@ -1783,7 +1784,7 @@ func TestAzureStoreDeleteAccount(t *testing.T) {
 			if c.set != nil {
 				c.set(f)
 			}
-			got, err := f.open(f.ref()).DeleteAccount(t.Context(), c.begun)
+			got, err := f.open(f.ref()).DeleteAccount(t.Context(), anything, c.begun)
 			f.expect(c.calls)
 			if c.code != "" {
 				checkAzureError(t, err, c.code)
@@ -1836,7 +1837,7 @@ func TestAzureStoreDeleteAccountFollowsTheDeletion(t *testing.T) {
 					f.on["Poll"] = step.poll
 				}
 				// Each call opens the bucket anew, as reconciles do.
-				got, err := f.open(f.ref()).DeleteAccount(t.Context(), false)
+				got, err := f.open(f.ref()).DeleteAccount(t.Context(), anything, false)
 				if calls := f.take(); step.calls != "" && calls != step.calls {
 					t.Errorf("step %d: requests: %s\nwant:     %s", i, calls, step.calls)
 				}
@@ -1853,7 +1854,8 @@ func TestAzureStoreDeleteAccountFollowsTheDeletion(t *testing.T) {
 		for _, name := range []string{fakeAzureBucket, "other-backup"} {
 			ref := f.ref()
 			ref.Name, ref.Account = name, azureAccountName(fakeAzureBucket)
-			if got, err := f.open(ref).DeleteAccount(t.Context(), false); err != nil || !got.Started {
+			f.bucket = name
+			if got, err := f.open(ref).DeleteAccount(t.Context(), anything, false); err != nil || !got.Started {
 				t.Errorf("%+v %v", got, err)
 			}
 			f.expect(begin)

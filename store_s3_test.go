@@ -650,7 +650,7 @@ func TestS3ExpectsTheOwnerOnAWS(t *testing.T) {
 	_, purgeErr := testPurge(ctx, b, "", nil)
 	f.lock = "ObjectLockConfigurationNotFoundError"
 	_, observeErr := b.Observe(ctx)
-	for _, err := range []error{hardenErr, purgeErr, observeErr, b.Create(ctx, true), b.SetPolicy(ctx, Policy{Days: 1}), b.Delete(ctx)} {
+	for _, err := range []error{hardenErr, purgeErr, observeErr, b.Create(ctx, true), b.SetPolicy(ctx, Policy{Days: 1}), b.Delete(ctx, anything)} {
 		if err != nil {
 			t.Error(err)
 		}
@@ -1388,15 +1388,15 @@ func TestS3PurgeListsWhileItDeletes(t *testing.T) {
 func TestS3Delete(t *testing.T) {
 	f := newFakeS3(t, false)
 	b := f.custom("eu-west-1")
-	if err := b.Delete(t.Context()); err != nil {
+	if err := b.Delete(t.Context(), anything); err != nil {
 		t.Error(err)
 	}
 	f.refuse("DeleteBucket", -1, 404, "NoSuchBucket", "")
-	if err := b.Delete(t.Context()); err != nil {
+	if err := b.Delete(t.Context(), anything); err != nil {
 		t.Error(err)
 	}
 	f.refuse("DeleteBucket", -1, 409, "BucketNotEmpty", "")
-	err := b.Delete(t.Context())
+	err := b.Delete(t.Context(), anything)
 	if wantS3Error(t, err, ""); !errors.Is(err, errBucketNotEmpty) {
 		t.Errorf("%v does not wrap errBucketNotEmpty", err)
 	}

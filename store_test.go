@@ -384,7 +384,7 @@ func suiteCalls(store Store) map[string]func(context.Context) error {
 			return store.LockPolicy(ctx, Policy{Days: 1, Locked: true})
 		},
 		"Purge":  func(ctx context.Context) error { return suitePurge(ctx, store) },
-		"Delete": store.Delete,
+		"Delete": func(ctx context.Context) error { return store.Delete(ctx, anything) },
 	}
 }
 
@@ -517,33 +517,33 @@ func testStoreLifeCycle(t *testing.T, backend storeBackend) {
 				}
 			})
 
-			b.must(b.Delete(ctx))
+			b.must(b.Delete(ctx, anything))
 			b.wantAbsent()
 			b.wantRequests("Delete of an absent bucket", requestsOf{
 				storeS3:    {"DeleteBucket": 1},
 				storeAzure: {},
-			}, func() { b.must(b.Delete(ctx)) })
+			}, func() { b.must(b.Delete(ctx, anything)) })
 			b.wantAbsent()
 			b.must(b.Create(ctx, immutable))
 			b.wantPolicy(Policy{})
 			account, ok := b.Store.(accountStore)
 			if !ok {
-				b.must(b.Delete(ctx))
+				b.must(b.Delete(ctx, anything))
 				b.wantAbsent()
 				return
 			}
-			state, err := account.DeleteAccount(ctx, false)
+			state, err := account.DeleteAccount(ctx, anything, false)
 			b.must(err)
 			if state.Started || state.Deleting || !strings.Contains(state.Kept, b.name) {
 				t.Errorf("the deletion of an account with a bucket is %+v", state)
 			}
 			b.wantPolicy(Policy{})
-			b.must(b.Delete(ctx))
+			b.must(b.Delete(ctx, anything))
 			if state := b.observe(); state != (BucketState{Remains: true}) {
 				t.Errorf("an account without its bucket is %+v", state)
 			}
 			for state.Started = true; state.Started || state.Deleting; {
-				state, err = account.DeleteAccount(ctx, false)
+				state, err = account.DeleteAccount(ctx, anything, false)
 				b.must(err)
 			}
 			if state != (AccountState{}) {
@@ -920,7 +920,7 @@ func testStorePurge(t *testing.T, backend storeBackend) {
 		b.wantNoWrites("Purge of an absent bucket", func() { b.purge(b, "", PurgeResult{}) })
 		b.create()
 		entry := b.entry(Policy{})
-		b.must(b.Delete(t.Context()))
+		b.must(b.Delete(t.Context(), anything))
 		b.wantNoWrites("Purge of a deleted bucket", func() {
 			b.purge(b, "", PurgeResult{})
 			b.purge(entry, "a--1/", PurgeResult{})
@@ -975,7 +975,7 @@ func testStoreRetained(t *testing.T, backend storeBackend) {
 			storeAzure: {"Blobs.List": 1},
 		}, func() { b.purge(objects, "", want) })
 		b.wantObjects(names...)
-		if err := b.Delete(b.t.Context()); !errors.Is(err, errBucketNotEmpty) {
+		if err := b.Delete(b.t.Context(), anything); !errors.Is(err, errBucketNotEmpty) {
 			b.t.Errorf("Delete of a bucket with retained objects: %v", err)
 		}
 	})
@@ -1070,7 +1070,7 @@ func testStoreAgeingOnce(t *testing.T, backend storeBackend, apart time.Duration
 		backend.free(t, b.name, young...)
 		b.purge(b.objects, "", PurgeResult{Deleted: 2, DeletedBytes: b.newSize})
 		b.wantObjects()
-		b.must(b.Delete(t.Context()))
+		b.must(b.Delete(t.Context(), anything))
 		b.wantAbsent()
 	}
 	return true
@@ -1083,7 +1083,7 @@ func testStoreLegalHold(t *testing.T, backend storeBackend) {
 		objects := open(Policy{})
 		b.purge(objects, "a/", PurgeResult{Retained: 2, RetainedBytes: bytes})
 		b.wantObjects("a/1", "a/2")
-		if err := b.Delete(b.t.Context()); !errors.Is(err, errBucketNotEmpty) {
+		if err := b.Delete(b.t.Context(), anything); !errors.Is(err, errBucketNotEmpty) {
 			b.t.Errorf("Delete of a bucket with held objects: %v", err)
 		}
 		backend.hold(b.t, b.name, false)
@@ -1094,7 +1094,7 @@ func testStoreLegalHold(t *testing.T, backend storeBackend) {
 		if backend.kind() == storeAzure { // where it is the container that is held
 			backend.hold(b.t, b.name, true)
 			b.observe()
-			err := b.Delete(b.t.Context())
+			err := b.Delete(b.t.Context(), anything)
 			var wait *waitError
 			if !errors.As(err, &wait) || wait.after <= 0 {
 				b.t.Errorf("Delete of a held bucket: %v", err)
@@ -1102,7 +1102,7 @@ func testStoreLegalHold(t *testing.T, backend storeBackend) {
 			b.wantPolicy(Policy{})
 			backend.hold(b.t, b.name, false)
 		}
-		b.must(b.Delete(b.t.Context()))
+		b.must(b.Delete(b.t.Context(), anything))
 		b.wantAbsent()
 	})
 }
@@ -1117,7 +1117,7 @@ func testStoreDelete(t *testing.T, backend storeBackend) {
 				b.create()
 				b.converge(policy, Policy{})
 				b.put("object")
-				err := wantStoreError(t, b.Delete, "")
+				err := wantStoreError(t, func(ctx context.Context) error { return b.Delete(ctx, anything) }, "")
 				if !errors.Is(err, errBucketNotEmpty) {
 					t.Errorf("%v is not %v", err, errBucketNotEmpty)
 				}
@@ -1137,7 +1137,7 @@ func testStoreDelete(t *testing.T, backend storeBackend) {
 				b.wantRequests("Delete", requestsOf{
 					storeS3:    {"DeleteBucket": 1},
 					storeAzure: {"Blobs.List": 1, "BlobContainers.Delete": 1},
-				}, func() { b.must(b.Delete(t.Context())) })
+				}, func() { b.must(b.Delete(t.Context(), anything)) })
 				b.wantAbsent()
 				b.create()
 				b.wantPolicy(Policy{})

@@ -36,23 +36,23 @@ func TestBuryYieldsToALaterRevocation(t *testing.T) {
 		c := h.markClient()
 		// earlier migration left marks
 		until := h.cloud.now().Add(24 * time.Hour)
-		if err := bury(ctx, c, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until}); err != nil {
+		if err := testBury(ctx, c, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		if _, err := revoke(ctx, c, "a"); err != nil {
+		if _, err := revoke(ctx, c, "a", ""); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
 		o := &hookObjects{Objects: c}
 		o.afterPut = func() { // another cluster restores the entry: its revoke completes, Succeeded
 			time.Sleep(2 * time.Second)
-			if revoked, err := revoke(ctx, c, "a"); !revoked || err != nil {
+			if revoked, err := revoke(ctx, c, "a", ""); !revoked || err != nil {
 				t.Errorf("revoked: %t, %v", revoked, err)
 			}
 			time.Sleep(2 * time.Second)
 		}
-		if err := bury(ctx, o, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until.Add(time.Hour)}); err != nil {
+		if err := testBury(ctx, o, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until.Add(time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
 		m := h.marks("a")
@@ -100,7 +100,7 @@ func TestSweepLongRetentionOfOneObject(t *testing.T) {
 	bucket.objects[testEntry+"/2"] = memObject{size: 1, created: h.cloud.now(), until: h.cloud.now().AddDate(50, 0, 0)}
 	c, _ := h.cloud.client(bucketRef{Name: "b"})
 	r, _ := testPurge(t.Context(), c, testEntry+"/", nil)
-	if err := bury(t.Context(), c, testEntry, p, r); err != nil {
+	if err := testBury(t.Context(), c, testEntry, p, r); err != nil {
 		t.Fatal(err)
 	}
 	for range 400 {
@@ -116,7 +116,7 @@ func TestBuryInTheYear10000(t *testing.T) {
 	h := newHarness(t)
 	c := h.markClient()
 	until := time.Date(9999, 12, 31, 23, 59, 59, 1e6, time.UTC)
-	if err := bury(t.Context(), c, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until}); err != nil {
+	if err := testBury(t.Context(), c, "a", Policy{}, PurgeResult{Retained: 1, RetainedUntil: until}); err != nil {
 		t.Fatal(err)
 	}
 	if len(h.marks("a")) == 0 {
