@@ -52,7 +52,7 @@ type Step struct {
 	Policy Policy
 }
 
-// Refusal says why a wish is not carried out.
+// Refusal says why what is desired is not carried out.
 type Refusal struct {
 	// Reason is disable, unlock, shorten or extend; it is a metric label.
 	Reason  string
@@ -78,17 +78,17 @@ type policyPlan struct {
 	Steps []Step
 	// Drift says that somebody weakened what we had recorded; Steps repair it.
 	Drift bool
-	// Refusal is set when the wish would weaken a lock. Steps then hold at most
+	// Refusal is set when what is desired would weaken a lock. Steps then hold at most
 	// the repair of a lock that was weakened behind our back.
 	Refusal *Refusal
 }
 
-// planPolicy compares the wish, the cloud's answer and our own record of what
+// planPolicy compares what is desired, the cloud's answer and our own record of what
 // was set before (none if nothing was). It is pure.
 //
 // The record matters because on S3 anyone with s3:PutBucketObjectLockConfiguration
 // can remove a bucket's default retention in COMPLIANCE mode too: a recorded lock
-// is a floor for the wish even while the cloud shows less.
+// is a floor for what is desired even while the cloud shows less.
 func planPolicy(desired, live, recorded Policy) policyPlan {
 	floor := lockedFloor(live, recorded)
 	// A lock that we never set and nobody asks for is left alone and reported.
@@ -136,7 +136,7 @@ func lockedFloor(policies ...Policy) Policy {
 	return floor
 }
 
-// refuse says why the wish in the providerConfig at path is not carried out on a bucket
+// refuse says why the providerConfig at path is not carried out on a bucket
 // that has to stay locked as floor says.
 func refuse(path *field.Path, desired, floor Policy) *Refusal {
 	r := &Refusal{}

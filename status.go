@@ -110,7 +110,7 @@ const fieldManager = "bucketwarden"
 const writeTimeout = 15 * time.Second
 
 // patch makes a merge patch. o is the pass's own copy: its resourceVersion and annotations
-// follow, so that a new wish of the client's is seen.
+// follow, so that what the client asks for meanwhile is seen.
 func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any,
 	subresources ...string) (*unstructured.Unstructured, error) {
 	data, err := json.Marshal(patch)
