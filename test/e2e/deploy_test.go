@@ -112,7 +112,9 @@ func TestDeployManifestsAreCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(env.ManifestsFile())
+	file, err := env.ManifestsFile()
+	must(t, err)
+	got, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +179,9 @@ func TestDeployDryRun(t *testing.T) {
 			}
 		})
 	}
-	manifests, err := os.ReadFile(env.ManifestsFile())
+	file, err := env.ManifestsFile()
+	must(t, err)
+	manifests, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
