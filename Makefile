@@ -45,7 +45,7 @@ test: test-unit test-e2e ## unit tests, end-to-end tests
 
 # make lint vets.
 test-unit: ## unit tests, with mutations of the fuzz seeds
-	KUBE_CACHE_MUTATION_DETECTOR=true go test -race -vet=off ./...
+	KUBE_CACHE_MUTATION_DETECTOR=true go test -race -vet=off -timeout 30m ./...
 
 # What has no tests is left out: go test would compile it, kube-apiserver included.
 # The daemon is no input that go test knows of: -count=1 keeps it from using old results.
