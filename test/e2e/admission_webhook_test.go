@@ -74,7 +74,7 @@ func outOfTime(err error) bool {
 		return apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err)
 	}
 	message := err.Error()
-	late := strings.Contains(message, "context deadline exceeded") || strings.Contains(message, "Timeout exceeded") ||
+	late := strings.Contains(message, "context deadline") || strings.Contains(message, "Timeout exceeded") ||
 		strings.Contains(message, "TLS handshake timeout")
 	return late && (strings.Contains(message, "failed calling webhook") || strings.Contains(message, "could not be found out, try again"))
 }

@@ -17,7 +17,9 @@ func requirements(t *testing.T, dir string) map[string]string {
 	}
 	var module struct {
 		Require []struct{ Path, Version string }
-		Replace []struct{ Old, New struct{ Path, Version string } }
+		Replace []struct {
+			Old, New struct{ Path, Version string }
+		}
 	}
 	if err := json.Unmarshal(output, &module); err != nil {
 		t.Fatal(err)
