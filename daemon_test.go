@@ -245,7 +245,7 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 				if err != nil {
 					t.Error(err)
 				}
-			case <-time.After(3 * time.Minute):
+			case <-time.After(10 * time.Minute):
 				t.Fatal("does not stop")
 			}
 			if d.ready.Load() {

@@ -668,7 +668,7 @@ func informersTestDynamic(objects ...runtime.Object) *dynamicfake.FakeDynamicCli
 
 func informersTestAwait(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	if err := wait.PollUntilContextTimeout(t.Context(), time.Millisecond, 3*time.Minute, true,
+	if err := wait.PollUntilContextTimeout(t.Context(), time.Millisecond, 10*time.Minute, true,
 		func(context.Context) (bool, error) { return condition(), nil }); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}

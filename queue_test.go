@@ -106,7 +106,7 @@ func TestQueueOutcomes(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := startQueueTest(t, 1, func(context.Context, int, bool) (time.Duration, error) { return 0, nil })
 			r.enqueue(queueTestKey)
-			r.sleep(24 * time.Hour)
+			r.sleep(2 * time.Hour)
 			r.end("0s")
 			r.expectOutcomes(map[string]float64{outcomeSuccess: 1})
 		})
@@ -120,7 +120,7 @@ func TestQueueOutcomes(t *testing.T) {
 				return 10 * time.Minute, nil
 			})
 			r.enqueue(queueTestKey)
-			r.sleep(24 * time.Hour)
+			r.sleep(2 * time.Hour)
 			r.end("0s", "10m0s", "20m0s")
 			r.expectOutcomes(map[string]float64{outcomeAgain: 2, outcomeSuccess: 1})
 		})
@@ -134,7 +134,7 @@ func TestQueueOutcomes(t *testing.T) {
 				return 0, errors.New("the cloud is down")
 			})
 			r.enqueue(queueTestKey)
-			r.sleep(24 * time.Hour)
+			r.sleep(2 * time.Hour)
 			// It doubles from a second up to five minutes.
 			r.end("0s", "1s", "3s", "7s", "15s", "31s", "1m3s", "2m7s", "4m15s", "8m31s", "13m31s", "18m31s")
 			r.expectOutcomes(map[string]float64{outcomeError: 11, outcomeSuccess: 1})
@@ -158,7 +158,7 @@ func TestQueueOutcomes(t *testing.T) {
 				return 0, nil
 			})
 			r.enqueue(queueTestKey)
-			r.sleep(24 * time.Hour)
+			r.sleep(2 * time.Hour)
 			// The backoff starts anew after the minute.
 			r.end("0s", "1s", "1m1s", "1m2s", "1m4s")
 			r.expectOutcomes(map[string]float64{outcomeError: 4, outcomeSuccess: 1})
@@ -177,7 +177,7 @@ func TestQueueEventResetsBackoff(t *testing.T) {
 		r.enqueue(queueTestKey)
 		r.sleep(5 * time.Second)
 		r.enqueue(queueTestKey)
-		r.sleep(24 * time.Hour)
+		r.sleep(2 * time.Hour)
 		// The event at 5s comes before the retry planned for 7s and replaces it.
 		r.end("0s", "1s", "3s", "5s", "6s", "8s")
 	})

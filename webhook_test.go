@@ -1759,8 +1759,10 @@ func (r fuzzReview) weakens() bool {
 	return known && (days < floor || !locked) && !reflect.DeepEqual(old["providerConfig"], new["providerConfig"])
 }
 
-func FuzzReview(f *testing.F) {
-	w := newTestWebhook(noEntries)
+// reviewSeeds are those of FuzzReview.
+func reviewSeeds(t testing.TB) []string {
+	var seeds []string
+	add := func(body []byte) { seeds = append(seeds, string(body)) }
 	for i, shape := range guardedShapes {
 		for _, provider := range []string{"aws", "azure"} {
 			tests := guardedUpdates
@@ -1773,51 +1775,54 @@ func FuzzReview(f *testing.F) {
 				// The judge of this test does not read what a record has besides.
 				unstructured.RemoveNestedField(old.Object, "status", "providerStatus", "apiVersion")
 				request := reviewRequest(shape.gvr, admissionv1.Update, old, new)
-				body := reviewBody(f, request)
+				body := reviewBody(t, request)
 				if r, ok := fuzzUpdate(body); ok && r.weakens() != (test.denial != "") && !reflect.DeepEqual(old.Object["spec"], new.Object["spec"]) {
-					f.Fatalf("the judge of this test says %t of %s", r.weakens(), body)
+					t.Fatalf("the judge of this test says %t of %s", r.weakens(), body)
 				}
-				f.Add(body)
+				add(body)
 			}
-			f.Add(reviewBody(f, reviewRequest(shape.gvr, admissionv1.Create, nil, shape.object(provider, guardedConfig(provider, locked4d)))))
-			f.Add(reviewBody(f, reviewRequest(shape.gvr, admissionv1.Delete, shape.object(provider, guardedConfig(provider, locked4d)), nil)))
+			add(reviewBody(t, reviewRequest(shape.gvr, admissionv1.Create, nil, shape.object(provider, guardedConfig(provider, locked4d)))))
+			add(reviewBody(t, reviewRequest(shape.gvr, admissionv1.Delete, shape.object(provider, guardedConfig(provider, locked4d)), nil)))
 		}
 	}
 	entry := testObject(kindBackupEntry, "e", "secret", set("b", "spec", "bucketName"))
-	f.Add(reviewBody(f, reviewRequest(entriesGVR, admissionv1.Update, entry, testObject(kindBackupEntry, "e", "secret", set("c", "spec", "bucketName")))))
-	f.Add(reviewBody(f, reviewRequest(bucketsGVR, admissionv1.Connect, `{"spec":5}`, `null`)))
+	add(reviewBody(t, reviewRequest(entriesGVR, admissionv1.Update, entry, testObject(kindBackupEntry, "e", "secret", set("c", "spec", "bucketName")))))
+	add(reviewBody(t, reviewRequest(bucketsGVR, admissionv1.Connect, `{"spec":5}`, `null`)))
 	for _, seed := range []string{"", "{}", "null", "[]", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"\u0000"}}`,
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","operation":"UPDATE","resource":{"group":"extensions.gardener.cloud","version":"v1alpha1","resource":"backupbuckets"},"object":{"spec":5},"oldObject":[]}}`} {
-		f.Add([]byte(seed))
+		add([]byte(seed))
 	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		recorder := httptest.NewRecorder()
-		w.ServeHTTP(recorder, postedReview(body))
-		if held := held(w); held != 0 {
-			t.Fatalf("%d bytes are held", held)
+	return seeds
+}
+
+// checkReview is what must hold for every body.
+func checkReview(t testing.TB, w *webhook, body []byte) {
+	recorder := httptest.NewRecorder()
+	w.ServeHTTP(recorder, postedReview(body))
+	if held := held(w); held != 0 {
+		t.Fatalf("%d bytes are held", held)
+	}
+	if recorder.Code != http.StatusOK {
+		// A panic would be a 500.
+		if recorder.Code != http.StatusBadRequest {
+			t.Errorf("status %d", recorder.Code)
 		}
-		if recorder.Code != http.StatusOK {
-			// A panic would be a 500.
-			if recorder.Code != http.StatusBadRequest {
-				t.Errorf("status %d", recorder.Code)
-			}
-			return
-		}
-		var sent admissionv1.AdmissionReview
-		// With names in other letters, encoding/json reads something else.
-		if json.Unmarshal(body, &sent) != nil || sent.Request == nil {
-			return
-		}
-		var answer struct{ Response struct{ UID types.UID } }
-		if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Contains(bytes.ToLower(body), []byte(`\u`)) && bytes.Count(bytes.ToLower(body), []byte(`"uid"`)) == 1 && answer.Response.UID != sent.Request.UID {
-			t.Errorf("answers %q with %q", sent.Request.UID, answer.Response.UID)
-		}
-		response := checkedAnswer(t, recorder, answer.Response.UID)
-		if r, ok := fuzzUpdate(body); ok && response.Allowed && r.weakens() {
-			t.Errorf("allowed: %s", body)
-		}
-	})
+		return
+	}
+	var sent admissionv1.AdmissionReview
+	// With names in other letters, encoding/json reads something else.
+	if json.Unmarshal(body, &sent) != nil || sent.Request == nil {
+		return
+	}
+	var answer struct{ Response struct{ UID types.UID } }
+	if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(bytes.ToLower(body), []byte(`\u`)) && bytes.Count(bytes.ToLower(body), []byte(`"uid"`)) == 1 && answer.Response.UID != sent.Request.UID {
+		t.Errorf("answers %q with %q", sent.Request.UID, answer.Response.UID)
+	}
+	response := checkedAnswer(t, recorder, answer.Response.UID)
+	if r, ok := fuzzUpdate(body); ok && response.Allowed && r.weakens() {
+		t.Errorf("allowed: %s", body)
+	}
 }

@@ -672,8 +672,10 @@ func (r *admissionRun) run(t *testing.T, want func(c *admissionCase) (denied str
 			denied, warned := want(c)
 			before := r.stored(t, i)
 			for _, dryRun := range [][]string{{metav1.DryRunAll}, nil} {
-				r.warnings.take()
-				err := r.write(t.Context(), i, dryRun...)
+				err := answered(t, func(ctx context.Context) error {
+					r.warnings.take()
+					return r.write(ctx, i, dryRun...)
+				})
 				checkDenied(t, err, denied)
 				checkWarnings(t, r.warnings.take(), warned)
 				if after := r.stored(t, i); (dryRun != nil || denied != "") && after != before {
@@ -749,7 +751,10 @@ func (r *admissionRun) patch(t *testing.T) {
 			if patch.kind == types.ApplyYAMLPatchType {
 				options.FieldManager, options.Force = "test", ptr.To(true)
 			}
-			_, err := r.buckets.Patch(t.Context(), name, patch.kind, []byte(patch.data), options)
+			err := answered(t, func(ctx context.Context) error {
+				_, err := r.buckets.Patch(ctx, name, patch.kind, []byte(patch.data), options)
+				return err
+			})
 			checkDenied(t, err, patch.denied)
 			if after := r.stored(t, i); after != before {
 				t.Errorf("the object is at %s, before it was at %s", after, before)

@@ -97,6 +97,24 @@ func gardenSeed(name, provider string, config map[string]any) *unstructured.Unst
 	return gardenObject("Seed", name, map[string]any{"provider": map[string]any{"type": "openstack"}, "backup": backup})
 }
 
+// createAnswered creates an object that is allowed.
+func createAnswered(t *testing.T, client dynamic.ResourceInterface, o *unstructured.Unstructured) {
+	t.Helper()
+	must(t, answered(t, func(ctx context.Context) error {
+		_, err := client.Create(ctx, o, metav1.CreateOptions{})
+		return err
+	}))
+}
+
+// updateAnswered updates an object. No warning comes of an update that is not judged.
+func updateAnswered(t *testing.T, client dynamic.ResourceInterface, o *unstructured.Unstructured, dryRun ...string) error {
+	t.Helper()
+	return answered(t, func(ctx context.Context) error {
+		_, err := client.Update(ctx, o, metav1.UpdateOptions{DryRun: dryRun})
+		return err
+	})
+}
+
 // In the garden cluster Seeds and BackupBuckets of core.gardener.cloud are judged, of the
 // types that are served and no others.
 func TestAdmissionInTheGarden(t *testing.T) {
@@ -129,15 +147,14 @@ func TestAdmissionInTheGarden(t *testing.T) {
 		} {
 			t.Run(resource.gvr.Resource+"/"+test.name, func(t *testing.T) {
 				c := client.Resource(resource.gvr)
-				_, err := c.Create(t.Context(), resource.make(test.name, test.provider, test.old), metav1.CreateOptions{})
-				must(t, err)
+				createAnswered(t, c, resource.make(test.name, test.provider, test.old))
 				for _, dryRun := range [][]string{{metav1.DryRunAll}, nil} {
 					o, err := c.Get(t.Context(), test.name, metav1.GetOptions{})
 					must(t, err)
 					before := o.GetResourceVersion()
 					o.Object["spec"] = resource.make(test.name, test.provider, test.new).Object["spec"]
 					seen.take()
-					_, err = c.Update(t.Context(), o, metav1.UpdateOptions{DryRun: dryRun})
+					err = updateAnswered(t, c, o, dryRun...)
 					replace := strings.NewReplacer("PATH", resource.path)
 					switch denied := replace.Replace(test.denied); {
 					case denied == "" && err != nil:
@@ -162,21 +179,18 @@ func TestAdmissionInTheGarden(t *testing.T) {
 
 	// A Seed does not lose its locked backup as a whole, and one that has none is nobody's business.
 	c := client.Resource(gardenSeeds)
-	_, err := c.Create(t.Context(), gardenSeed("whole", "aws", config("aws", "96h", true)), metav1.CreateOptions{})
-	must(t, err)
+	createAnswered(t, c, gardenSeed("whole", "aws", config("aws", "96h", true)))
 	o, err := c.Get(t.Context(), "whole", metav1.GetOptions{})
 	must(t, err)
 	unstructured.RemoveNestedField(o.Object, "spec", "backup")
-	if _, err := c.Update(t.Context(), o, metav1.UpdateOptions{}); !apierrors.IsForbidden(err) {
+	if err := updateAnswered(t, c, o); !apierrors.IsForbidden(err) {
 		t.Errorf("removing spec.backup: %v", err)
 	}
-	_, err = c.Create(t.Context(), gardenObject("Seed", "none", map[string]any{}), metav1.CreateOptions{})
-	must(t, err)
+	createAnswered(t, c, gardenObject("Seed", "none", map[string]any{}))
 
 	// What is recorded of the bucket counts where its spec asks for nothing.
 	b := client.Resource(gardenBuckets)
-	_, err = b.Create(t.Context(), gardenBucket("recorded", "aws", nil), metav1.CreateOptions{})
-	must(t, err)
+	createAnswered(t, b, gardenBucket("recorded", "aws", nil))
 	o, err = b.Get(t.Context(), "recorded", metav1.GetOptions{})
 	must(t, err)
 	o.Object["status"] = map[string]any{"providerStatus": map[string]any{"apiVersion": "aws.provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus",
@@ -184,7 +198,7 @@ func TestAdmissionInTheGarden(t *testing.T) {
 	o, err = b.UpdateStatus(t.Context(), o, metav1.UpdateOptions{})
 	must(t, err)
 	o.Object["spec"] = gardenBucket("recorded", "aws", config("aws", "24h", false)).Object["spec"]
-	if _, err := b.Update(t.Context(), o, metav1.UpdateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "cannot be unlocked") {
+	if err := updateAnswered(t, b, o); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "cannot be unlocked") {
 		t.Errorf("weaker than what is recorded: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bucketwarden/test/env"
@@ -47,7 +48,33 @@ func startAdmission(t *testing.T, k *env.Kube, namespace string) {
 			}
 		}
 	})
+	requireWebhook(t, k)
 	if err := k.AwaitWebhook(t.Context(), timeout, "aws"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// answered makes a request again as long as nobody had the time to judge it.
+func answered(t *testing.T, request func(context.Context) error) error {
+	t.Helper()
+	var err error
+	eventually(t, "the request is judged", func(ctx context.Context) error {
+		if err = request(ctx); outOfTime(err) {
+			return err
+		}
+		return nil
+	})
+	return err
+}
+
+// outOfTime says that the API server, which was to ask a required webhook, or the webhook, which was
+// to look something up, gave up waiting. Neither is an answer.
+func outOfTime(err error) bool {
+	if err == nil || !apierrors.IsInternalError(err) {
+		return apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err)
+	}
+	message := err.Error()
+	late := strings.Contains(message, "context deadline") || strings.Contains(message, "Timeout exceeded") ||
+		strings.Contains(message, "TLS handshake timeout")
+	return late && (strings.Contains(message, "failed calling webhook") || strings.Contains(message, "could not be found out, try again"))
 }

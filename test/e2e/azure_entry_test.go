@@ -187,7 +187,8 @@ func TestAzureBucketDeletionWaitsForRetention(t *testing.T) {
 // The numbers of requests are what the daemon promises.
 func TestAzureRequestsOfADeletion(t *testing.T) {
 	t.Parallel()
-	const objects = 5000
+	// Few enough for a pass that a slow machine finishes it in time.
+	const objects = 5 * 256
 	a := startAzure(t)
 	d := startDaemonOn(t, a, "--verify-interval=1h")
 	bucket := azureName()
@@ -227,7 +228,7 @@ func TestAzureRequestsOfADeletion(t *testing.T) {
 	revoked("ListBlobs PutBlob ListBlobs", func() { d.createAzureEntry(t, name, bucket) })
 
 	a.Advance(4 * 24 * time.Hour)
-	measure(name, "deletable", 25)
+	measure(name, "deletable", 10)
 	checkBlobs(t, a, bucket, name+"/")
 	mustEqual(t, "deleted blobs", d.value(t, "bucketwarden_purged_objects_total", "bucket="+bucket), float64(objects))
 }

@@ -18,8 +18,12 @@ func TestDemo(t *testing.T) {
 	must(t, os.Mkdir(tmp, 0o755))
 	ctx, cancel := context.WithTimeoutCause(t.Context(), documentTimeout, errors.New("it takes too long"))
 	defer cancel()
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/demo")
-	build.Dir = ".."
+	module, err := filepath.Abs("..")
+	must(t, err)
+	// As make demo does.
+	linkerFlags := "-ldflags=-X 'bucketwarden/test/env.directory=" + module + "'"
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", linkerFlags, "-o", binary, "./cmd/demo")
+	build.Dir, build.Env = module, append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the demo: %v\n%s", err, output)
 	}

@@ -112,7 +112,9 @@ func TestDeployManifestsAreCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(env.ManifestsFile())
+	file, err := env.ManifestsFile()
+	must(t, err)
+	got, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,9 +162,12 @@ func TestDeployDryRun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = cluster.Dynamic.Resource(mapping.Resource).Namespace(namespace).Patch(t.Context(), o.GetName(), apitypes.ApplyPatchType, data,
-			metav1.PatchOptions{FieldManager: "test", DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict})
-		return err
+		client := cluster.Dynamic.Resource(mapping.Resource).Namespace(namespace)
+		return answered(t, func(ctx context.Context) error {
+			_, err := client.Patch(ctx, o.GetName(), apitypes.ApplyPatchType, data,
+				metav1.PatchOptions{FieldManager: "test", DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict})
+			return err
+		})
 	}
 	check := func(name string, content []byte, atLeast int) {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +182,9 @@ func TestDeployDryRun(t *testing.T) {
 			}
 		})
 	}
-	manifests, err := os.ReadFile(env.ManifestsFile())
+	file, err := env.ManifestsFile()
+	must(t, err)
+	manifests, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ const (
 )
 
 // documentTimeout is for one code block, which may compile.
-const documentTimeout = 10 * time.Minute
+const documentTimeout = 30 * time.Minute
 
 // block is a fenced code block of a page. A block of language text holds what the sh block
 // before it prints: every line, "..." standing for anything.

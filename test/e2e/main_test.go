@@ -24,7 +24,7 @@ import (
 
 // timeout is for everything awaited. Nothing is expected to take this long; the
 // machine may be slow, and a condition that never holds has to end some time.
-const timeout = 3 * time.Minute
+const timeout = 10 * time.Minute
 
 const gardenNamespace = "garden"
 

@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	azuriteStartTimeout = 3 * time.Minute
+	azuriteStartTimeout = 10 * time.Minute
 	// azurePoolSize is how many storage accounts can exist at the same time. Azurite
 	// takes them from an environment variable, which Linux limits to 128 KiB.
 	azurePoolSize = 300

@@ -31,10 +31,32 @@ type Binaries struct {
 	Daemon string
 }
 
+// directory is that of this Go module. The linker sets it in builds with -trimpath.
+var directory string
+
+// moduleDirectory finds the sources to build.
+func moduleDirectory() (string, error) {
+	if directory != "" {
+		return directory, nil
+	}
+	_, file, _, _ := runtime.Caller(0)
+	if !filepath.IsAbs(file) {
+		return "", errors.New("finding the sources to build: with -trimpath, the linker must set bucketwarden/test/env.directory to that of go.mod")
+	}
+	return filepath.Dir(filepath.Dir(file)), nil
+}
+
+// What runs without the race detector is built as the image is, so that packages are
+// compiled once for all of it.
+var (
+	releaseFlags = []string{"-trimpath"}
+	releaseEnv   = []string{"CGO_ENABLED=0"}
+)
+
 // EnsureBinaries builds what is missing or out of date into
 // $BUCKETWARDEN_CACHE, by default bucketwarden in the user's cache directory.
-// It reports long steps on progress; flags are go build's for the daemon. Processes that call it at the same time
-// wait for each other.
+// It reports long steps on progress; flags are go build's for the daemon, which without any is built
+// as for the image. Processes that call it at the same time wait for each other.
 func EnsureBinaries(ctx context.Context, progress io.Writer, flags ...string) (Binaries, error) {
 	b, err := newBuilder(ctx, progress)
 	if err != nil {
@@ -67,11 +89,11 @@ type builder struct {
 }
 
 func newBuilder(ctx context.Context, progress io.Writer) (*builder, error) {
-	_, file, _, _ := runtime.Caller(0)
-	if !filepath.IsAbs(file) {
-		return nil, errors.New("finding the sources to build: do not build package env with -trimpath")
+	module, err := moduleDirectory()
+	if err != nil {
+		return nil, err
 	}
-	b := &builder{module: filepath.Dir(filepath.Dir(file)), progress: progress, cache: os.Getenv("BUCKETWARDEN_CACHE")}
+	b := &builder{module: module, progress: progress, cache: os.Getenv("BUCKETWARDEN_CACHE")}
 	if b.cache == "" {
 		user, err := os.UserCacheDir()
 		if err != nil {
@@ -145,35 +167,31 @@ func (b *builder) testkube(ctx context.Context) (string, error) {
 			return err
 		}
 		temporary := path + ".tmp"
-		if err := b.run(ctx, b.module, nil, "build", "-o", temporary, linkerFlags, "./cmd/testkube"); err != nil {
+		if err := b.build(ctx, b.module, temporary, linkerFlags, "./cmd/testkube"); err != nil {
 			return err
 		}
 		return os.Rename(temporary, path)
 	})
 }
 
+// minio builds MinIO with its own dependencies: go install ignores the module of the working
+// directory when it is given a version.
 func (b *builder) minio(ctx context.Context) (string, error) {
-	return b.install(ctx, "building MinIO (it ships no binaries any more: minutes when Go's build cache is cold)", "github.com/minio/minio", minioVersion)
-}
-
-// install builds a command with its own dependencies: go install ignores the module of the
-// working directory when it is given a version.
-func (b *builder) install(ctx context.Context, what, module, version string) (string, error) {
-	name := filepath.Base(module)
-	path := filepath.Join(b.cache, name+"-"+version)
+	path := filepath.Join(b.cache, "minio-"+minioVersion)
 	if exists(path) {
 		return path, nil
 	}
-	return path, b.report(ctx, what, func() error {
-		dir, err := os.MkdirTemp(b.cache, name+"-build-")
+	return path, b.report(ctx, "building MinIO (it ships no binaries any more: minutes when Go's build cache is cold)", func() error {
+		dir, err := os.MkdirTemp(b.cache, "minio-build-")
 		if err != nil {
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		if err := b.run(ctx, dir, []string{"GOBIN=" + dir}, "install", module+"@"+version); err != nil {
+		args := append(append([]string{"install"}, releaseFlags...), "github.com/minio/minio@"+minioVersion)
+		if err := b.run(ctx, dir, append([]string{"GOBIN=" + dir}, releaseEnv...), args...); err != nil {
 			return err
 		}
-		return os.Rename(filepath.Join(dir, name), path)
+		return os.Rename(filepath.Join(dir, "minio"), path)
 	})
 }
 
@@ -235,7 +253,11 @@ func (b *builder) daemon(ctx context.Context, name string, flags ...string) (str
 		// go build does not link again what is up to date, and otherwise makes
 		// a new file: the one under path stays whole until it is replaced.
 		built := path + ".build"
-		if err := b.run(ctx, root, nil, append(append([]string{"build", "-o", built}, flags...), ".")...); err != nil {
+		if len(flags) == 0 {
+			if err := b.build(ctx, root, built, "."); err != nil {
+				return err
+			}
+		} else if err := b.run(ctx, root, nil, append(append([]string{"build", "-o", built}, flags...), ".")...); err != nil {
 			return err
 		}
 		if sameFile(built, path) {
@@ -250,6 +272,11 @@ func (b *builder) daemon(ctx context.Context, name string, flags ...string) (str
 		}
 		return os.Rename(temporary, path)
 	})
+}
+
+// build builds a command as the image is built.
+func (b *builder) build(ctx context.Context, dir, output string, args ...string) error {
+	return b.run(ctx, dir, releaseEnv, append(append([]string{"build", "-o", output}, releaseFlags...), args...)...)
 }
 
 // run runs the go command and returns its output with the error.

@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-const daemonStartTimeout = 3 * time.Minute
+const daemonStartTimeout = 10 * time.Minute
 
 // DaemonOptions says how bucketwarden is started.
 type DaemonOptions struct {

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 )
 
-const helmVersion = "v4.3.1"
-
 // Helm runs Helm on the chart in deploy/.
 type Helm struct {
 	binary string
@@ -26,8 +24,27 @@ func EnsureHelm(ctx context.Context, progress io.Writer) (Helm, error) {
 		return Helm{}, err
 	}
 	defer b.unlock()
-	binary, err := b.install(ctx, "building Helm", "helm.sh/helm/v4/cmd/helm", helmVersion)
+	binary, err := b.helm(ctx)
 	return Helm{binary: binary, Chart: filepath.Join(filepath.Dir(b.module), "deploy", "chart")}, err
+}
+
+// helm builds the Helm of go.mod, with the dependencies that kube-apiserver has too.
+func (b *builder) helm(ctx context.Context) (string, error) {
+	version, err := b.moduleVersion(ctx, "helm.sh/helm/v4")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(b.cache, "helm-"+version)
+	if exists(path) {
+		return path, nil
+	}
+	return path, b.report(ctx, "building Helm", func() error {
+		temporary := path + ".tmp"
+		if err := b.build(ctx, b.module, temporary, "-ldflags=-s -w", "helm.sh/helm/v4/cmd/helm"); err != nil {
+			return err
+		}
+		return os.Rename(temporary, path)
+	})
 }
 
 // Binary is the path of Helm.

@@ -47,7 +47,7 @@ var crds = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "
 
 // kubeStartTimeout is generous: several environments may start at once on a
 // small machine.
-const kubeStartTimeout = 5 * time.Minute
+const kubeStartTimeout = 10 * time.Minute
 
 // Kube is a running kube-apiserver with etcd. There is no controller manager:
 // nothing removes the content of a deleted namespace (it stays Terminating),

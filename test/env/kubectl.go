@@ -45,14 +45,21 @@ func EnsureLocal(ctx context.Context, progress io.Writer) (Local, error) {
 // themselves: without the linker's flags it would be v0.0.0-master. Stripping saves a third
 // of a binary.
 func (b *builder) kubernetesVersion(ctx context.Context) (version, linkerFlags string, err error) {
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	version, err = b.moduleVersion(ctx, "k8s.io/kubernetes")
+	return version, "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=" + version, err
+}
+
+// moduleVersion is the version of a module in go.mod.
+func (b *builder) moduleVersion(ctx context.Context, module string) (string, error) {
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", module)
 	list.Dir = b.module
+	// A Go workspace of the caller must not leak in.
+	list.Env = append(os.Environ(), "GOWORK=off")
 	output, err := list.Output()
 	if err != nil {
-		return "", "", fmt.Errorf("asking for the version of Kubernetes: %w", err)
+		return "", fmt.Errorf("asking for the version of %s: %w", module, err)
 	}
-	version = strings.TrimSpace(string(output))
-	return version, "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=" + version, nil
+	return strings.TrimSpace(string(output)), nil
 }
 
 // kubectl builds the kubectl of the API server's version.
@@ -70,7 +77,7 @@ func (b *builder) kubectl(ctx context.Context) (string, error) {
 			return err
 		}
 		temporary := filepath.Dir(path) + ".tmp"
-		if err := b.run(ctx, b.module, nil, "build", "-o", temporary, linkerFlags, "k8s.io/kubernetes/cmd/kubectl"); err != nil {
+		if err := b.build(ctx, b.module, temporary, linkerFlags, "k8s.io/kubernetes/cmd/kubectl"); err != nil {
 			return err
 		}
 		return os.Rename(temporary, path)

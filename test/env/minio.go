@@ -24,7 +24,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-const minioStartTimeout = 3 * time.Minute
+const minioStartTimeout = 10 * time.Minute
 
 // MinIOOptions says how MinIO is started.
 type MinIOOptions struct {

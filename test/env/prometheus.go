@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-const prometheusStartTimeout = 3 * time.Minute
+const prometheusStartTimeout = 10 * time.Minute
 
 // PrometheusBinaries are paths.
 type PrometheusBinaries struct {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
@@ -21,14 +20,17 @@ import (
 )
 
 // ManifestsFile is the path of deploy/manifests.yaml.
-func ManifestsFile() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..", "deploy", "manifests.yaml")
+func ManifestsFile() (string, error) {
+	module, err := moduleDirectory()
+	return filepath.Join(module, "..", "deploy", "manifests.yaml"), err
 }
 
 // Manifests returns the objects of the kind in deploy/manifests.yaml.
 func Manifests(kind string) ([]*unstructured.Unstructured, error) {
-	path := ManifestsFile()
+	path, err := ManifestsFile()
+	if err != nil {
+		return nil, err
+	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifests: %w", err)

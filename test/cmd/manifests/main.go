@@ -30,7 +30,11 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(env.ManifestsFile(), manifests, 0o644); err != nil {
+	file, err := env.ManifestsFile()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, manifests, 0o644); err != nil {
 		return fmt.Errorf("writing the manifests: %w", err)
 	}
 	return nil

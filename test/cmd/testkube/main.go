@@ -44,7 +44,7 @@ const (
 
 	issuer = "https://kubernetes.default.svc"
 
-	startTimeout = 2 * time.Minute
+	startTimeout = 10 * time.Minute
 )
 
 func main() {
