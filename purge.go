@@ -7,6 +7,7 @@
 //   - Delete markers go last, and only where no version of their key is left: one on a retained
 //     version is half of a snapshot's exclusion.
 //   - Memory is constant; work is bounded, and the next pass goes on where this one stopped.
+
 package main
 
 import (
@@ -224,7 +225,8 @@ func (p *purge) run(ctx context.Context) error {
 			break
 		}
 		if p.round == purgeRounds {
-			return p.errorf("deleting what is under %q in bucket %q failed: the store still lists object versions that it said it deleted, or somebody keeps writing them",
+			return p.errorf("deleting what is under %q in bucket %q failed: the store still lists object versions that it said it deleted, or "+
+				"somebody keeps writing them",
 				p.prefix, p.bucket)
 		}
 	}

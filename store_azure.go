@@ -4,6 +4,7 @@
 //   - Locked is a locked container-level policy; it can be extended five times, ever.
 //   - Each change goes with the etag of what was read before: whoever comes too late reads anew.
 //   - A container with version-level immutability has a policy that is only a default.
+
 package main
 
 import (
@@ -45,7 +46,8 @@ func checkAzureBucketName(name string) error {
 	if len(name) >= 3 && len(name) <= 63 && azureBucketPattern.MatchString(name) {
 		return nil
 	}
-	err := configErrorf("bucket name %q is not allowed on Azure: it must be 3 to 63 lower-case letters, digits and single hyphens, and begin and end with a letter or digit", name)
+	err := configErrorf("bucket name %q is not allowed on Azure: it must be 3 to 63 lower-case letters, digits and single hyphens, and "+
+		"begin and end with a letter or digit", name)
 	return &storeError{code: codeConfigurationProblem, err: &azureFailure{text: err.Error(), cause: errors.Join(errNotOurBucket, err)}}
 }
 
@@ -151,7 +153,8 @@ func (b *azureBucket) readPolicy(c *azureContainer, p *armstorage.ImmutabilityPo
 			b.Name, string(state), armstorage.ImmutabilityPolicyStateLocked, armstorage.ImmutabilityPolicyStateUnlocked)
 	}
 	if deref(p.Etag) == "" {
-		return b.errorf(codeRetryableDependencies, nil, "Azure answers with the immutability policy of container %q without an etag, without which it cannot be changed safely", b.Name)
+		return b.errorf(codeRetryableDependencies, nil, "Azure answers with the immutability policy of container %q without an etag, "+
+			"without which it cannot be changed safely", b.Name)
 	}
 	for _, update := range p.UpdateHistory {
 		if update != nil && deref(update.Update) == armstorage.ImmutabilityPolicyUpdateTypeExtend && c.extensions > 0 {
@@ -248,7 +251,8 @@ func (b *azureBucket) SetPolicy(ctx context.Context, p Policy) error {
 	return b.changePolicy(ctx, p, func(live *azureContainer) (bool, error) {
 		switch {
 		case live.policy.Locked:
-			return false, b.errorf(codeConfigurationProblem, nil, "the immutability policy of container %q is a %s by now, which can be neither changed nor removed", b.Name, live.policy)
+			return false, b.errorf(codeConfigurationProblem, nil, "the immutability policy of container %q is a %s by now, which can be "+
+				"neither changed nor removed", b.Name, live.policy)
 		case p.None() && live.policy.None(), live.policy == p && !live.appends():
 			return true, nil
 		case p.None():
@@ -267,13 +271,15 @@ func (b *azureBucket) LockPolicy(ctx context.Context, p Policy) error {
 		case live.policy.Locked && live.policy.Days >= p.Days:
 			return true, nil
 		case live.policy.Locked && live.extensions <= 0:
-			return false, b.errorf(codeConfigurationProblem, nil, "the %s of container %q cannot be extended to %s: Azure allows that %d times, and that has been done", live.policy, b.Name, p.Hours(), azureMaxExtensions)
+			return false, b.errorf(codeConfigurationProblem, nil, "the %s of container %q cannot be extended to %s: Azure allows that %d "+
+				"times, and that has been done", live.policy, b.Name, p.Hours(), azureMaxExtensions)
 		case live.policy.Locked:
 			return true, b.extendPolicy(ctx, live, p)
 		case live.policy == p && !live.appends():
-			_, err := azureCall(ctx, "ImmutabilityPolicies.Lock", func(ctx context.Context) (armstorage.BlobContainersClientLockImmutabilityPolicyResponse, error) {
-				return b.containers.LockImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag, nil)
-			})
+			_, err := azureCall(ctx, "ImmutabilityPolicies.Lock",
+				func(ctx context.Context) (armstorage.BlobContainersClientLockImmutabilityPolicyResponse, error) {
+					return b.containers.LockImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag, nil)
+				})
 			return true, err
 		}
 		return false, b.putPolicy(ctx, live, p)
@@ -294,10 +300,12 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 			return b.errorf(codeRetryableDependencies, nil, "container %q does not exist any more", b.Name)
 		}
 		if live.versionLevel && !want.None() {
-			return b.errorf(codeConfigurationProblem, nil, "container %q has version-level immutability, under which its policy is only a default that blobs need not have: use another container, in a storage account without it", b.Name)
+			return b.errorf(codeConfigurationProblem, nil, "container %q has version-level immutability, under which its policy is only a "+
+				"default that blobs need not have: use another container, in a storage account without it", b.Name)
 		}
 		if expected != nil && live.policy != *expected && !live.policy.Locked && want.Days < live.policy.Days {
-			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile", b.Name, live.policy)
+			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile",
+				b.Name, live.policy)
 		}
 		b.forget()
 		last, err := step(live)
@@ -312,7 +320,8 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 			return b.fail(err)
 		}
 	}
-	return b.errorf(codeRetryableDependencies, nil, "the immutability policy of container %q changes again and again: somebody else keeps writing it", b.Name)
+	return b.errorf(codeRetryableDependencies, nil, "the immutability policy of container %q changes again and again: somebody else "+
+		"keeps writing it", b.Name)
 }
 
 // putPolicy sets an unlocked policy. Protected append writes would let blobs grow that are
@@ -327,16 +336,18 @@ func (b *azureBucket) putPolicy(ctx context.Context, live *azureContainer, p Pol
 	if live.etag != "" {
 		options.IfMatch = &live.etag
 	}
-	_, err := azureCall(ctx, "ImmutabilityPolicies.Put", func(ctx context.Context) (armstorage.BlobContainersClientCreateOrUpdateImmutabilityPolicyResponse, error) {
-		return b.containers.CreateOrUpdateImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, options)
-	})
+	_, err := azureCall(ctx, "ImmutabilityPolicies.Put",
+		func(ctx context.Context) (armstorage.BlobContainersClientCreateOrUpdateImmutabilityPolicyResponse, error) {
+			return b.containers.CreateOrUpdateImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, options)
+		})
 	return err
 }
 
 func (b *azureBucket) deletePolicy(ctx context.Context, live *azureContainer) error {
-	_, err := azureCall(ctx, "ImmutabilityPolicies.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteImmutabilityPolicyResponse, error) {
-		return b.containers.DeleteImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag, nil)
-	})
+	_, err := azureCall(ctx, "ImmutabilityPolicies.Delete",
+		func(ctx context.Context) (armstorage.BlobContainersClientDeleteImmutabilityPolicyResponse, error) {
+			return b.containers.DeleteImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag, nil)
+		})
 	return err
 }
 
@@ -344,14 +355,16 @@ func (b *azureBucket) deletePolicy(ctx context.Context, live *azureContainer) er
 // ExtendImmutabilityPolicy API"
 // (learn.microsoft.com/rest/api/storagerp/blob-containers/extend-immutability-policy).
 func (b *azureBucket) extendPolicy(ctx context.Context, live *azureContainer, p Policy) error {
-	_, err := azureCall(ctx, "ImmutabilityPolicies.Extend", func(ctx context.Context) (armstorage.BlobContainersClientExtendImmutabilityPolicyResponse, error) {
-		return b.containers.ExtendImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag, &armstorage.BlobContainersClientExtendImmutabilityPolicyOptions{
-			Parameters: &armstorage.ImmutabilityPolicy{Properties: &armstorage.ImmutabilityPolicyProperty{
-				ImmutabilityPeriodSinceCreationInDays: &p.Days,
-				AllowProtectedAppendWrites:            live.appendWrites, AllowProtectedAppendWritesAll: live.appendWritesAll,
-			}},
+	_, err := azureCall(ctx, "ImmutabilityPolicies.Extend",
+		func(ctx context.Context) (armstorage.BlobContainersClientExtendImmutabilityPolicyResponse, error) {
+			return b.containers.ExtendImmutabilityPolicy(ctx, b.Name, b.Account, b.Name, live.etag,
+				&armstorage.BlobContainersClientExtendImmutabilityPolicyOptions{
+					Parameters: &armstorage.ImmutabilityPolicy{Properties: &armstorage.ImmutabilityPolicyProperty{
+						ImmutabilityPeriodSinceCreationInDays: &p.Days,
+						AllowProtectedAppendWrites:            live.appendWrites, AllowProtectedAppendWritesAll: live.appendWritesAll,
+					}},
+				})
 		})
-	})
 	return err
 }
 
@@ -379,7 +392,8 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 	if err != nil {
 		return err
 	}
-	pager := blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{MaxResults: to.Ptr[int32](1), Include: container.ListBlobsInclude{Versions: true, Snapshots: true}})
+	pager := blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{MaxResults: to.Ptr[int32](1),
+		Include: container.ListBlobsInclude{Versions: true, Snapshots: true}})
 	for pager.More() {
 		page, err := azureCall(ctx, "Blobs.List", pager.NextPage)
 		switch {
@@ -406,5 +420,6 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 	if known.legalHold || azureErrorCode(err) == "ContainerHasLegalHold" {
 		return &waitError{reason: fmt.Sprintf("container %s is under a legal hold, which somebody has to clear", b.Name), after: azureHoldRetry}
 	}
-	return &waitError{reason: fmt.Sprintf("Azure keeps container %s because of its immutability policy (%s)", b.Name, azureErrorCode(err)), after: azureHoldRetry}
+	return &waitError{reason: fmt.Sprintf("Azure keeps container %s because of its immutability policy (%s)", b.Name, azureErrorCode(err)),
+		after: azureHoldRetry}
 }

@@ -4,6 +4,7 @@
 //   - Settings that are weaker than wanted are changed, all else is a gap.
 //   - A key is regenerated once for each request: repeating it would end the access of the others.
 //   - An account or group that holds anything but the bucket is not deleted.
+
 package main
 
 import (
@@ -24,16 +25,19 @@ import (
 // checkName keeps a group from being made for an account whose name is taken. It needs a
 // permission on the whole subscription: without that the creation will tell.
 func (b *azureBucket) checkName(ctx context.Context) error {
-	answer, err := azureCall(ctx, "StorageAccounts.CheckName", func(ctx context.Context) (armstorage.AccountsClientCheckNameAvailabilityResponse, error) {
-		return b.accounts.CheckNameAvailability(ctx, armstorage.AccountCheckNameAvailabilityParameters{Name: &b.Account, Type: to.Ptr(azureAccountType)}, nil)
-	})
+	answer, err := azureCall(ctx, "StorageAccounts.CheckName",
+		func(ctx context.Context) (armstorage.AccountsClientCheckNameAvailabilityResponse, error) {
+			return b.accounts.CheckNameAvailability(ctx, armstorage.AccountCheckNameAvailabilityParameters{Name: &b.Account,
+				Type: to.Ptr(azureAccountType)}, nil)
+		})
 	switch {
 	case azureStatus(err) == http.StatusForbidden:
 		return nil
 	case err != nil:
 		return b.fail(err)
 	case deref(answer.Reason) == armstorage.ReasonAlreadyExists:
-		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q cannot be created: %s", b.Name, b.taken(string(armstorage.ReasonAlreadyExists)))
+		return b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q cannot be created: %s", b.Name,
+			b.taken(string(armstorage.ReasonAlreadyExists)))
 	}
 	return nil
 }
@@ -44,9 +48,10 @@ func (b *azureBucket) createGroup(ctx context.Context) error {
 	if azureErrorCode(err) != "ResourceGroupNotFound" {
 		return b.failIf(err)
 	}
-	_, err = azureCall(ctx, "ResourceGroups.Create", func(ctx context.Context) (armresources.ResourceGroupsClientCreateOrUpdateResponse, error) {
-		return b.groups.CreateOrUpdate(ctx, b.Name, armresources.ResourceGroup{Location: &b.Region, Tags: b.tags()}, nil)
-	})
+	_, err = azureCall(ctx, "ResourceGroups.Create",
+		func(ctx context.Context) (armresources.ResourceGroupsClientCreateOrUpdateResponse, error) {
+			return b.groups.CreateOrUpdate(ctx, b.Name, armresources.ResourceGroup{Location: &b.Region, Tags: b.tags()}, nil)
+		})
 	return b.failIf(err)
 }
 
@@ -70,7 +75,8 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 		if state := accountProvisioning(account.Account); state == "" || state == armstorage.ProvisioningStateSucceeded {
 			return nil
 		} else if state != armstorage.ProvisioningStateFailed && state != armstorage.ProvisioningStateCanceled {
-			return b.errorf(codeRetryableDependencies, nil, "storage account %s of bucket %q is not ready yet: it is in state %s", b.Account, b.Name, state)
+			return b.errorf(codeRetryableDependencies, nil, "storage account %s of bucket %q is not ready yet: it is in state %s", b.Account,
+				b.Name, state)
 		}
 	case !azureGone(err):
 		return b.fail(err)
@@ -120,7 +126,8 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 		gap("Container %s allows public access; it is left as it is.", b.Name)
 	}
 	if known.versionLevel {
-		gap("Container %s has version-level immutability, under which its policy is only a default that blobs need not have; it is left as it is.", b.Name)
+		gap("Container %s has version-level immutability, under which its policy is only a default that blobs need not have; it is left as "+
+			"it is.", b.Name)
 	}
 	// An unlocked one of ours is set anew.
 	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && !ours {
@@ -181,7 +188,8 @@ func (b *azureBucket) hardenAccount(ctx context.Context, is *armstorage.AccountP
 		if created := is.KeyCreationTime; created != nil && created.Key1 != nil && created.Key2 != nil {
 			change.KeyPolicy = &armstorage.KeyPolicy{KeyExpirationPeriodInDays: &b.KeyExpirationDays}
 		} else {
-			gaps = append(gaps, fmt.Sprintf("Storage account %s cannot have a key expiration policy before both of its keys were rotated once.", b.Account))
+			gaps = append(gaps, fmt.Sprintf("Storage account %s cannot have a key expiration policy before both of its keys were rotated once.",
+				b.Account))
 		}
 	}
 	if change.KeyPolicy != nil {
@@ -230,9 +238,10 @@ func (b *azureBucket) RegenerateKey(ctx context.Context, name string) ([]accessK
 	// If the answer is lost, repeating the request would regenerate the key again; the next
 	// pass sees what happened.
 	ctx = policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
-	response, err := azureCall(ctx, "StorageAccounts.RegenerateKey", func(ctx context.Context) (armstorage.AccountsClientRegenerateKeyResponse, error) {
-		return b.accounts.RegenerateKey(ctx, b.Name, b.Account, armstorage.AccountRegenerateKeyParameters{KeyName: &name}, nil)
-	})
+	response, err := azureCall(ctx, "StorageAccounts.RegenerateKey",
+		func(ctx context.Context) (armstorage.AccountsClientRegenerateKeyResponse, error) {
+			return b.accounts.RegenerateKey(ctx, b.Name, b.Account, armstorage.AccountRegenerateKeyParameters{KeyName: &name}, nil)
+		})
 	if err != nil {
 		return nil, b.fail(err)
 	}
@@ -297,7 +306,8 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, leave permit, begun boo
 	case azureErrorCode(err) == "ResourceGroupNotFound":
 		return AccountState{}, nil
 	case begun && azureStatus(err) == http.StatusForbidden:
-		return AccountState{Kept: fmt.Sprintf("whether resource group %s is gone cannot be seen any more: its deletion was begun, and roles on a group go with it.", b.Name)}, nil
+		return AccountState{Kept: fmt.Sprintf("whether resource group %s is gone cannot be seen any more: its deletion was begun, and roles "+
+			"on a group go with it.", b.Name)}, nil
 	case err != nil:
 		return AccountState{}, b.fail(err)
 	case group.Properties != nil && deref(group.Properties.ProvisioningState) == "Deleting":
@@ -339,9 +349,10 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, leave permit, begun boo
 	if err := leave.ask(ctx); err != nil {
 		return AccountState{}, err
 	}
-	deletion, err := azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
-		return b.groups.BeginDelete(ctx, b.Name, nil)
-	})
+	deletion, err := azureCall(ctx, "ResourceGroups.Delete",
+		func(ctx context.Context) (*runtime.Poller[armresources.ResourceGroupsClientDeleteResponse], error) {
+			return b.groups.BeginDelete(ctx, b.Name, nil)
+		})
 	switch {
 	case azureErrorCode(err) == "ResourceGroupNotFound":
 		return AccountState{}, nil
@@ -371,7 +382,8 @@ func (b *azureBucket) pollDeletion(ctx context.Context) (running bool, err error
 	if !begun {
 		return false, nil
 	}
-	_, err = azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (out armresources.ResourceGroupsClientDeleteResponse, err error) {
+	_, err = azureCall(ctx, "ResourceGroups.Delete", func(ctx context.Context) (out armresources.ResourceGroupsClientDeleteResponse,
+		err error) {
 		poller, err := b.groups.BeginDelete(ctx, b.Name, &armresources.ResourceGroupsClientBeginDeleteOptions{ResumeToken: token.(string)})
 		if err != nil {
 			return out, err
@@ -389,7 +401,8 @@ func (b *azureBucket) pollDeletion(ctx context.Context) (running bool, err error
 	switch {
 	case running:
 		return true, nil
-	case err != nil && (status == 0 || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests || status == http.StatusUnauthorized):
+	case err != nil && (status == 0 || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests ||
+		status == http.StatusUnauthorized):
 		return false, b.fail(err) // of the question, which can be asked again
 	}
 	b.deletions.Delete(b.Name)
@@ -433,7 +446,8 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 	}{
 		{"container", "BlobContainers.List", func(ctx context.Context, operation string) (string, error) {
 			// More than one, since some do not count.
-			return azureFirst(ctx, operation, b.containers.NewListPager(b.Name, b.Account, &armstorage.BlobContainersClientListOptions{Maxpagesize: to.Ptr("10")}),
+			return azureFirst(ctx, operation, b.containers.NewListPager(b.Name, b.Account,
+				&armstorage.BlobContainersClientListOptions{Maxpagesize: to.Ptr("10")}),
 				func(page armstorage.BlobContainersClientListResponse) []*armstorage.ListContainerItem {
 					return page.Value
 				},
@@ -458,7 +472,8 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 		name, err := kind.first(ctx, kind.operation)
 		switch {
 		case azureStatus(err) == http.StatusForbidden:
-			return fmt.Sprintf("the client may not see whether a %s is in it: a role has to allow the action %s", kind.name, azureActions[kind.operation]), nil
+			return fmt.Sprintf("the client may not see whether a %s is in it: a role has to allow the action %s", kind.name,
+				azureActions[kind.operation]), nil
 		case err != nil:
 			return "", b.fail(err)
 		case name != "":
@@ -470,7 +485,8 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 
 // azureFirst returns the name of the first item of a list, empty if there is none. Kinds
 // of accounts without a service have nothing of it.
-func azureFirst[P, I any](ctx context.Context, operation string, pager *runtime.Pager[P], items func(P) []*I, name func(*I) *string) (string, error) {
+func azureFirst[P, I any](ctx context.Context, operation string, pager *runtime.Pager[P], items func(P) []*I,
+	name func(*I) *string) (string, error) {
 	for pager.More() {
 		page, err := azureCall(ctx, operation, pager.NextPage)
 		switch {

@@ -4,6 +4,7 @@
 //   - Nothing here makes a request.
 //   - What is wrong with a secret is a *configError that names the key and never a value.
 //   - Clients of the management plane are shared, since they hold tokens.
+
 package main
 
 import (
@@ -45,15 +46,19 @@ const (
 	azureKeyConfig         = dataKeyConfig
 )
 
+// azureLabel is a label of a host name.
+const azureLabel = `[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?`
+
 var (
 	// azureIDPattern is what may stand in a URL path: IDs are GUIDs, tenants may be domains.
 	azureIDPattern      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,126}[A-Za-z0-9])?$`)
 	azureAccountPattern = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
 	azureBucketPattern  = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
-	azureDomainPattern  = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*(:[0-9]{1,5})?$`)
+	azureDomainPattern  = regexp.MustCompile(`^` + azureLabel + `(\.` + azureLabel + `)*(:[0-9]{1,5})?$`)
 	// azureVolatilePattern is what changes between two answers about the same: request IDs
 	// and times.
-	azureVolatilePattern = regexp.MustCompile(`(?i)\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[0-9.]*(Z|[+-]\d\d:\d\d)?`)
+	azureVolatilePattern = regexp.MustCompile(`(?i)\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|` +
+		`\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[0-9.]*(Z|[+-]\d\d:\d\d)?`)
 )
 
 // azureConfig is the content of a BackupBucket's credentials secret.
@@ -83,7 +88,8 @@ func parseAzureCredentials(credentials map[string][]byte) (*azureConfig, error) 
 		clientSecret: value(azureKeyClientSecret), token: value(azureKeyToken),
 	}
 	if c.clientSecret != "" && c.token != "" {
-		return nil, configErrorf("the credentials secret has both %s and %s (workload identity): keep one of the two", azureKeyClientSecret, azureKeyToken)
+		return nil, configErrorf("the credentials secret has both %s and %s (workload identity): keep one of the two", azureKeyClientSecret,
+			azureKeyToken)
 	}
 	raw := value(azureKeyConfig)
 	if c.token == "" || raw == "" {
@@ -152,7 +158,8 @@ func (c *azureClients) openStore(ref bucketRef, credentials map[string][]byte) (
 	}
 	ref.Account = cmp.Or(ref.Account, azureAccountName(ref.Name))
 	if !azureAccountPattern.MatchString(ref.Account) {
-		return nil, configErrorf("%s in the generated secret is not the name of a storage account, 3 to 24 lower-case letters and digits", dataKeyStorageAccount)
+		return nil, configErrorf("%s in the generated secret is not the name of a storage account, 3 to 24 lower-case letters and digits",
+			dataKeyStorageAccount)
 	}
 	config, err := parseAzureCredentials(credentials)
 	if err != nil {
@@ -188,7 +195,8 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	domain := strings.ToLower(cmp.Or(azureValue(credentials, dataKeyDomain), azureKnownClouds[0].domain))
 	switch _, err := base64.StdEncoding.DecodeString(key); {
 	case !azureAccountPattern.MatchString(account):
-		return nil, configErrorf("%s in the credentials secret is not the name of a storage account, 3 to 24 lower-case letters and digits", dataKeyStorageAccount)
+		return nil, configErrorf("%s in the credentials secret is not the name of a storage account, 3 to 24 lower-case letters and digits",
+			dataKeyStorageAccount)
 	case err != nil:
 		return nil, configErrorf("%s in the credentials secret is not in base64, as Azure's keys are", dataKeyStorageKey)
 	case !azureDomainPattern.MatchString(domain):
@@ -278,7 +286,8 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 // waited for: the queue has better things to do.
 func (c *azureClients) options() policy.ClientOptions {
 	return policy.ClientOptions{
-		Retry:     policy.RetryOptions{MaxRetries: azureMaxRetries, RetryDelay: c.retryDelay, MaxRetryDelay: azureMaxRetryDelay, TryTimeout: azureTryTimeout},
+		Retry: policy.RetryOptions{MaxRetries: azureMaxRetries, RetryDelay: c.retryDelay, MaxRetryDelay: azureMaxRetryDelay,
+			TryTimeout: azureTryTimeout},
 		Telemetry: policy.TelemetryOptions{ApplicationID: azureUserAgent},
 		Transport: &http.Client{
 			Transport: c.transport,
@@ -295,7 +304,8 @@ func (c *azureClients) blobs(cloud *azureCloud, ref bucketRef, key string) (*con
 	if err != nil {
 		return nil, configErrorf("the key of storage account %s is not in base64", ref.Account)
 	}
-	blobs, err := container.NewClientWithSharedKeyCredential(cloud.url(ref.Account, ref.Name), credential, &container.ClientOptions{ClientOptions: c.options()})
+	blobs, err := container.NewClientWithSharedKeyCredential(cloud.url(ref.Account, ref.Name), credential,
+		&container.ClientOptions{ClientOptions: c.options()})
 	if err != nil {
 		return nil, fmt.Errorf("making a client for storage account %s: %w", ref.Account, err)
 	}

@@ -4,6 +4,7 @@
 //   - Only the daemon's operator can add one, so that no resource can send credentials to a
 //     host of its own choice.
 //   - A cloud is found by its name, without one by the region, and by the domain of a secret.
+
 package main
 
 import (
@@ -111,7 +112,8 @@ func (c azureCloudConfig) cloud(name string) (*azureCloud, error) {
 	if name == "" {
 		return nil, errors.New("it has no name")
 	}
-	for field, value := range map[string]string{"activeDirectoryAuthorityHost": c.ActiveDirectoryAuthorityHost, "resourceManagerEndpoint": c.ResourceManagerEndpoint} {
+	for field, value := range map[string]string{"activeDirectoryAuthorityHost": c.ActiveDirectoryAuthorityHost,
+		"resourceManagerEndpoint": c.ResourceManagerEndpoint} {
 		// The SDK sends tokens over TLS only.
 		if u, err := url.Parse(value); err != nil || u.Scheme != "https" || !plainURL(u) {
 			return nil, fmt.Errorf("%s is not the https URL of a host", field)
@@ -133,7 +135,8 @@ func (c azureCloudConfig) cloud(name string) (*azureCloud, error) {
 	}
 	const account = "account"
 	u, err := url.Parse(strings.Replace(out.blobEndpoint, azureAccountPlaceholder, account, 1))
-	if err == nil && (u.Scheme == "http" || u.Scheme == "https") && plainURL(u) && strings.Count(out.blobEndpoint, azureAccountPlaceholder) == 1 {
+	if err == nil && (u.Scheme == "http" || u.Scheme == "https") && plainURL(u) && strings.Count(out.blobEndpoint,
+		azureAccountPlaceholder) == 1 {
 		domain, inHost := strings.CutPrefix(u.Host, account+".")
 		switch {
 		case inHost && u.Path == "":
@@ -143,7 +146,8 @@ func (c azureCloudConfig) cloud(name string) (*azureCloud, error) {
 		}
 	}
 	if !azureDomainPattern.MatchString(out.domain) {
-		return nil, fmt.Errorf("blobEndpoint is not an http or https URL with %s either as first label of the host or as path, such as https://%[1]s.blob.example.com or http://host:10000/%[1]s", azureAccountPlaceholder)
+		return nil, fmt.Errorf("blobEndpoint is not an http or https URL with %s either as first label of the host or as path, such as "+
+			"https://%[1]s.blob.example.com or http://host:10000/%[1]s", azureAccountPlaceholder)
 	}
 	return out, nil
 }
@@ -180,7 +184,8 @@ func (c azureClouds) choose(name, region string) (*azureCloud, error) {
 	}
 	slices.Sort(known)
 	return nil, &storeError{code: codeConfigurationProblem, err: configErrorf(
-		"spec.providerConfig.cloudConfiguration.name is %q, which is no cloud that is known here: it must be one of %s", name, strings.Join(known, ", "))}
+		"spec.providerConfig.cloudConfiguration.name is %q, which is no cloud that is known here: it must be one of %s", name,
+		strings.Join(known, ", "))}
 }
 
 // ofDomain returns the cloud that a domain belongs to.

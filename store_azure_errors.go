@@ -4,6 +4,7 @@
 //   - They are classified by codes and types, never by parts of a text.
 //   - The network is looked for first: a connection can break inside an answer.
 //   - A text has no request id and no time, since it becomes part of a status, and no secret.
+
 package main
 
 import (
@@ -144,13 +145,15 @@ var azureActions = map[string]string{
 
 // azureTaken are the answers about a storage account whose name is not free.
 var azureTaken = map[string]bool{
-	"InvalidResourceLocation": true, "StorageAccountAlreadyExists": true, "StorageAccountAlreadyTaken": true, "StorageAccountInAnotherResourceGroup": true,
+	"InvalidResourceLocation": true, "StorageAccountAlreadyExists": true, "StorageAccountAlreadyTaken": true,
+	"StorageAccountInAnotherResourceGroup": true,
 }
 
 // azureBadRegion are the answers about a region that does not exist or cannot hold the account.
 var azureBadRegion = map[string]bool{
-	"DisallowedLocation": true, "InvalidLocation": true, "LocationNotAvailableForResourceGroup": true, "LocationNotAvailableForResourceType": true,
-	"NoRegisteredProviderFound": true, "SkuNotAvailable": true,
+	"DisallowedLocation": true, "InvalidLocation": true, "LocationNotAvailableForResourceGroup": true,
+	"LocationNotAvailableForResourceType": true,
+	"NoRegisteredProviderFound":           true, "SkuNotAvailable": true,
 }
 
 // azureEntraKeys tell which key of the credentials secret an error of Entra is about
@@ -286,7 +289,8 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 		code = codeUnauthorized
 	case status == http.StatusTooManyRequests:
 		code = codeRateLimitsExceeded
-	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusPreconditionFailed,
+	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusConflict,
+		status == http.StatusPreconditionFailed,
 		status < http.StatusBadRequest: // a long-running operation that failed
 		code = codeRetryableDependencies
 	case name == "":
@@ -304,28 +308,36 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 	case azureBadRegion[name]:
 		return code, fmt.Sprintf("region %q does not exist in the cloud, or has no zone-redundant storage accounts (%s)%s", s.Region, name, said)
 	case name == "SubscriptionNotFound", name == "InvalidSubscriptionId":
-		return code, fmt.Sprintf("the subscription does not exist for the credentials (%s): check %s in the credentials secret", name, azureKeySubscriptionID)
+		return code, fmt.Sprintf("the subscription does not exist for the credentials (%s): check %s in the credentials secret", name,
+			azureKeySubscriptionID)
 	case name == "InvalidAuthenticationTokenTenant":
-		return code, fmt.Sprintf("the subscription belongs to another tenant (%s): check %s and %s in the credentials secret", name, azureKeyTenantID, azureKeySubscriptionID)
+		return code, fmt.Sprintf("the subscription belongs to another tenant (%s): check %s and %s in the credentials secret", name,
+			azureKeyTenantID, azureKeySubscriptionID)
 	case name == "MissingSubscriptionRegistration":
 		return code, fmt.Sprintf("the resource provider Microsoft.Storage is not registered in the subscription (%s): register it", name)
 	case name == "ScopeLocked":
 		return code, fmt.Sprintf("a management lock on resource group %q or on something in it forbids this (%s): remove the lock", s.Name, name)
 	case name == "KeyBasedAuthenticationNotPermitted":
-		return code, fmt.Sprintf("storage account %s does not allow access with keys (%s): set allowSharedKeyAccess, which etcd-backup-restore needs as well", s.Account, name)
+		return code, fmt.Sprintf("storage account %s does not allow access with keys (%s): set allowSharedKeyAccess, which "+
+			"etcd-backup-restore needs as well", s.Account, name)
 	case action == "" && code == codeUnauthenticated && s.entry:
-		return code, fmt.Sprintf("storage account %s does not accept the key (%s): check %s in the credentials secret", s.Account, name, dataKeyStorageKey)
+		return code, fmt.Sprintf("storage account %s does not accept the key (%s): check %s in the credentials secret", s.Account, name,
+			dataKeyStorageKey)
 	case action == "" && code == codeUnauthenticated:
 		// The key was read just before.
-		return codeRetryableDependencies, fmt.Sprintf("storage account %s does not accept its own key (%s): somebody has regenerated it meanwhile", s.Account, name)
+		return codeRetryableDependencies, fmt.Sprintf("storage account %s does not accept its own key (%s): somebody has regenerated it "+
+			"meanwhile", s.Account, name)
 	case action == "" && code == codeUnauthorized && s.entry:
-		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules have to admit this daemon, and %s in the credentials secret has to be its key%s", s.Account, name, dataKeyStorageKey, said)
+		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules have to admit this daemon, and %s in the "+
+			"credentials secret has to be its key%s", s.Account, name, dataKeyStorageKey, said)
 	case action == "" && code == codeUnauthorized:
-		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules or a policy have to admit this daemon%s", s.Account, name, said)
+		return code, fmt.Sprintf("storage account %s denies access (%s): its network rules or a policy have to admit this daemon%s", s.Account,
+			name, said)
 	case code == codeUnauthenticated:
 		return code, fmt.Sprintf("Azure does not accept the credentials (%s): check the credentials secret", name)
 	case code == codeUnauthorized:
-		return code, fmt.Sprintf("access denied (%s): a role of the client has to allow the action %s on resource group %q, and nothing may deny it", name, action, s.Name)
+		return code, fmt.Sprintf("access denied (%s): a role of the client has to allow the action %s on resource group %q, and nothing may "+
+			"deny it", name, action, s.Name)
 	}
 	return code, fmt.Sprintf("Azure answers %s%s", name, said)
 }

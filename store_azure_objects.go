@@ -3,6 +3,7 @@
 // Rules:
 //   - The list and the container's policy tell until when a blob is retained.
 //   - The answer to a batch is checked here: the SDK panics over parts that answer no request.
+
 package main
 
 import (
@@ -177,7 +178,8 @@ func (b *azureBlobs) remove(ctx context.Context, batch []version) ([]removal, er
 			return nil, b.fail(err)
 		}
 	}
-	ctx = policy.WithRetryOptions(context.WithValue(ctx, azureBatchParts{}, len(batch)), policy.RetryOptions{MaxRetries: -1, TryTimeout: azureTryTimeout})
+	ctx = policy.WithRetryOptions(context.WithValue(ctx, azureBatchParts{}, len(batch)), policy.RetryOptions{MaxRetries: -1,
+		TryTimeout: azureTryTimeout})
 	response, err := azureCall(ctx, azureBatchOperation, func(ctx context.Context) (container.SubmitBatchResponse, error) {
 		return b.blobs.SubmitBatch(ctx, builder, nil)
 	})

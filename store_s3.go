@@ -4,6 +4,7 @@
 //   - Locked is a default retention in COMPLIANCE mode, unlocked one in GOVERNANCE mode.
 //   - What exists and belongs to somebody else, or lies elsewhere, is never adopted.
 //   - Versioning, which once enabled never goes away again, is not enabled on a guess.
+
 package main
 
 import (
@@ -44,7 +45,8 @@ var s3ReservedNames = struct{ prefixes, suffixes []string }{
 // docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html.
 func checkS3BucketName(name string) error {
 	if !s3BucketNamePattern.MatchString(name) || strings.Contains(name, "..") {
-		return configErrorf("bucket name %q is not allowed on S3: it must be 3 to 63 lower-case letters, digits, hyphens and single dots, and begin and end with a letter or digit", name)
+		return configErrorf("bucket name %q is not allowed on S3: it must be 3 to 63 lower-case letters, digits, hyphens and single dots, "+
+			"and begin and end with a letter or digit", name)
 	}
 	if addr, err := netip.ParseAddr(name); err == nil && addr.Is4() {
 		return configErrorf("bucket name %q is not allowed on S3: it is formatted like an IP address", name)
@@ -76,7 +78,8 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 	lock, err := b.GetObjectLockConfiguration(ctx, &s3.GetObjectLockConfigurationInput{Bucket: &b.Name})
 	switch {
 	case err == nil:
-		if config := lock.ObjectLockConfiguration; config != nil && (config.ObjectLockEnabled == types.ObjectLockEnabledEnabled || config.Rule != nil) {
+		if config := lock.ObjectLockConfiguration; config != nil && (config.ObjectLockEnabled == types.ObjectLockEnabledEnabled ||
+			config.Rule != nil) {
 			policy, err := b.policy(config.Rule)
 			if err != nil {
 				return BucketState{}, err
@@ -105,7 +108,8 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 	}
 	// Other stores say us-east-1, or nothing, of every bucket.
 	if region := aws.ToString(head.BucketRegion); b.aws && region != "" && region != b.Region {
-		return BucketState{}, b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q lies in region %q and not in %q", b.Name, region, b.Region)
+		return BucketState{}, b.errorf(codeConfigurationProblem, errNotOurBucket, "bucket %q lies in region %q and not in %q", b.Name, region,
+			b.Region)
 	}
 	return BucketState{Exists: true}, nil
 }
@@ -138,7 +142,8 @@ func (b *s3Bucket) policy(rule *types.ObjectLockRule) (Policy, error) {
 		days = 365 * int64(aws.ToInt32(retention.Years))
 	}
 	if days <= 0 || days > math.MaxInt32 {
-		return Policy{}, b.errorf(codeConfigurationProblem, nil, "bucket %q has a default retention of %d days, which is none that S3 allows: correct or remove it", b.Name, days)
+		return Policy{}, b.errorf(codeConfigurationProblem, nil, "bucket %q has a default retention of %d days, which is none that S3 "+
+			"allows: correct or remove it", b.Name, days)
 	}
 	switch retention.Mode {
 	case types.ObjectLockRetentionModeCompliance:
@@ -146,7 +151,8 @@ func (b *s3Bucket) policy(rule *types.ObjectLockRule) (Policy, error) {
 	case types.ObjectLockRetentionModeGovernance:
 		return Policy{Days: int32(days)}, nil
 	}
-	return Policy{}, b.errorf(codeConfigurationProblem, nil, "bucket %q has a default retention in mode %q, which is neither %s nor %s: correct or remove it",
+	return Policy{}, b.errorf(codeConfigurationProblem, nil, "bucket %q has a default retention in mode %q, which is neither %s nor %s: "+
+		"correct or remove it",
 		b.Name, retention.Mode, types.ObjectLockRetentionModeCompliance, types.ObjectLockRetentionModeGovernance)
 }
 
@@ -174,12 +180,16 @@ func (b *s3Bucket) SetPolicy(ctx context.Context, p Policy) error {
 	if p.None() {
 		return b.putObjectLock(ctx, nil)
 	}
-	return b.putObjectLock(ctx, &types.ObjectLockRule{DefaultRetention: &types.DefaultRetention{Mode: types.ObjectLockRetentionModeGovernance, Days: &p.Days}})
+	return b.putObjectLock(ctx, s3Rule(types.ObjectLockRetentionModeGovernance, p))
 }
 
 // LockPolicy implements Store.
 func (b *s3Bucket) LockPolicy(ctx context.Context, p Policy) error {
-	return b.putObjectLock(ctx, &types.ObjectLockRule{DefaultRetention: &types.DefaultRetention{Mode: types.ObjectLockRetentionModeCompliance, Days: &p.Days}})
+	return b.putObjectLock(ctx, s3Rule(types.ObjectLockRetentionModeCompliance, p))
+}
+
+func s3Rule(mode types.ObjectLockRetentionMode, p Policy) *types.ObjectLockRule {
+	return &types.ObjectLockRule{DefaultRetention: &types.DefaultRetention{Mode: mode, Days: &p.Days}}
 }
 
 // putObjectLock sets the default retention. Where the bucket has no object lock yet it

@@ -4,6 +4,7 @@
 //   - Nothing here makes a request, except that AWS is asked once whose credentials these are.
 //   - What is wrong with a secret is a *configError that names the key and never a value.
 //   - Clients are shared between buckets until the content of the secret changes.
+
 package main
 
 import (
@@ -88,7 +89,8 @@ func s3RoleARN(credentials map[string][]byte) (string, error) {
 	if role == "" {
 		raw := s3Value(credentials, s3KeyConfig)
 		if raw == "" {
-			return "", configErrorf("the credentials secret has neither %s nor %s, one of which has to go with %s", s3KeyRoleARN, s3KeyConfig, s3KeyToken)
+			return "", configErrorf("the credentials secret has neither %s nor %s, one of which has to go with %s", s3KeyRoleARN, s3KeyConfig,
+				s3KeyToken)
 		}
 		var config struct {
 			RoleARN string `json:"roleARN"`
@@ -125,7 +127,8 @@ func parseS3Credentials(credentials map[string][]byte) (*s3Credentials, error) {
 		return nil, configErrorf("the credentials secret has both access keys (%s, %s) and workload identity (%s, %s, %s): keep one of the two",
 			s3KeyAccessKeyID, s3KeySecretAccessKey, s3KeyToken, s3KeyRoleARN, s3KeyConfig)
 	case !static && !identity:
-		return nil, configErrorf("the credentials secret has no credentials: it needs %s and %s, or %s and %s", s3KeyAccessKeyID, s3KeySecretAccessKey, s3KeyToken, s3KeyRoleARN)
+		return nil, configErrorf("the credentials secret has no credentials: it needs %s and %s, or %s and %s", s3KeyAccessKeyID,
+			s3KeySecretAccessKey, s3KeyToken, s3KeyRoleARN)
 	case static && c.accessKeyID == "":
 		return nil, configErrorf("the credentials secret lacks %s", s3KeyAccessKeyID)
 	case static && c.secretAccessKey == "":
@@ -174,8 +177,10 @@ func parseS3Credentials(credentials map[string][]byte) (*s3Credentials, error) {
 			endpoint = "https://" + endpoint
 		}
 		u, err := url.Parse(endpoint)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			return nil, configErrorf("%s in the credentials secret is not an http or https URL of a host, such as https://s3.example.com", s3KeyEndpoint)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" ||
+			u.Fragment != "" {
+			return nil, configErrorf("%s in the credentials secret is not an http or https URL of a host, such as https://s3.example.com",
+				s3KeyEndpoint)
 		}
 		c.endpoint = u
 	}
@@ -360,7 +365,8 @@ func isAWSHost(host string) bool {
 // s3Partition returns the partition of a region
 // (docs.aws.amazon.com/IAM/latest/UserGuide/reference-arns.html).
 func s3Partition(region string) string {
-	for _, p := range [][2]string{{"cn-", "aws-cn"}, {"us-gov-", "aws-us-gov"}, {"eusc-", "aws-eusc"}, {"us-iso-", "aws-iso"}, {"us-isob-", "aws-iso-b"}} {
+	for _, p := range [][2]string{{"cn-", "aws-cn"}, {"us-gov-", "aws-us-gov"}, {"eusc-", "aws-eusc"}, {"us-iso-", "aws-iso"}, {"us-isob-",
+		"aws-iso-b"}} {
 		if strings.HasPrefix(region, p[0]) {
 			return p[1]
 		}
@@ -371,7 +377,8 @@ func s3Partition(region string) string {
 // requireOwner makes AWS refuse every request on a bucket that belongs to another
 // account: somebody else may have taken the name and let us in by their policy.
 func (c *s3Client) requireOwner(stack *middleware.Stack) error {
-	return stack.Build.Add(middleware.BuildMiddlewareFunc("ExpectedBucketOwner", func(ctx context.Context, in middleware.BuildInput, next middleware.BuildHandler) (middleware.BuildOutput, middleware.Metadata, error) {
+	return stack.Build.Add(middleware.BuildMiddlewareFunc("ExpectedBucketOwner", func(ctx context.Context, in middleware.BuildInput,
+		next middleware.BuildHandler) (middleware.BuildOutput, middleware.Metadata, error) {
 		switch awsmiddleware.GetOperationName(ctx) {
 		case "CreateBucket", "ListBuckets": // they have no owner to expect
 			return next.HandleBuild(ctx, in)
@@ -407,7 +414,8 @@ func (c *s3Client) accountID(ctx context.Context) (string, error) {
 
 // observer measures each HTTP attempt: the deserialize step is inside the retries.
 func (c *s3Clients) observer() middleware.DeserializeMiddleware {
-	return middleware.DeserializeMiddlewareFunc("ObserveRequest", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+	return middleware.DeserializeMiddlewareFunc("ObserveRequest", func(ctx context.Context, in middleware.DeserializeInput,
+		next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
 		start := time.Now()
 		out, metadata, err := next.HandleDeserialize(ctx, in)
 		operation := awsmiddleware.GetOperationName(ctx)

@@ -4,6 +4,7 @@
 //   - They are classified by codes and types, never by parts of a text.
 //   - The network is looked for first: a connection can break inside an answer.
 //   - A text has no request id, port or time, since it becomes part of a status, and no secret.
+
 package main
 
 import (
@@ -32,7 +33,8 @@ func s3Outcome(err error) string {
 	switch code, status := s3ErrorCode(err), s3Status(err); {
 	case err == nil:
 		return outcomeSuccess
-	case s3Codes[code] == codeRateLimitsExceeded, code == "SlowDown", status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+	case s3Codes[code] == codeRateLimitsExceeded, code == "SlowDown", status == http.StatusTooManyRequests,
+		status == http.StatusServiceUnavailable:
 		return outcomeThrottled
 	case status == http.StatusNotFound, s3Unsupported(err),
 		code == "BucketAlreadyOwnedByYou", code == "BucketNotEmpty", code == "InvalidBucketState", code == "NoSuchObjectLockConfiguration":
@@ -261,7 +263,8 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 		return code, fmt.Sprintf("the credentials are not valid (%s): check the credentials secret", name)
 	case "BucketAlreadyExists":
 		return code, "the bucket exists and belongs to somebody else: bucket names are shared by all accounts, choose another one"
-	case "AuthorizationHeaderMalformed", "PermanentRedirect", "MovedPermanently", "IllegalLocationConstraintException", "InvalidLocationConstraint":
+	case "AuthorizationHeaderMalformed", "PermanentRedirect", "MovedPermanently", "IllegalLocationConstraintException",
+		"InvalidLocationConstraint":
 		return codeConfigurationProblem, fmt.Sprintf("the store refuses region %q for the bucket (%s)%s", b.Region, name, said)
 	}
 	switch {
@@ -270,7 +273,8 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 	case s3Unsupported(err):
 		return code, fmt.Sprintf("the store does not support this (%s)", name)
 	case s3Denied(err) && service == s3.ServiceID:
-		return code, fmt.Sprintf("access denied (%s): the credentials need the permission s3:%s, and no policy may deny it%s", name, cmp.Or(s3Permissions[operation], operation), said)
+		return code, fmt.Sprintf("access denied (%s): the credentials need the permission s3:%s, and no policy may deny it%s", name,
+			cmp.Or(s3Permissions[operation], operation), said)
 	}
 	return code, fmt.Sprintf("the store answers %s%s", name, said)
 }
@@ -314,7 +318,8 @@ func (b *s3Bucket) otherRegion(err error) string {
 		return ""
 	}
 	region := response.Header.Get("X-Amz-Bucket-Region")
-	if region == b.Region || !b.aws && response.StatusCode != http.StatusMovedPermanently && response.StatusCode != http.StatusTemporaryRedirect && s3ErrorCode(err) != "AuthorizationHeaderMalformed" {
+	if region == b.Region || !b.aws && response.StatusCode != http.StatusMovedPermanently &&
+		response.StatusCode != http.StatusTemporaryRedirect && s3ErrorCode(err) != "AuthorizationHeaderMalformed" {
 		return ""
 	}
 	return region

@@ -3,6 +3,7 @@
 // Rules:
 //   - What others configured is left as it is.
 //   - What cannot be done is a gap, one sentence, always the same for the same bucket.
+
 package main
 
 import (

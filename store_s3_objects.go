@@ -5,6 +5,7 @@
 //     by itself.
 //   - A refusal to delete is ambiguous on S3 (retention or a missing permission); until tells.
 //   - A store without versions or batches has plain lists and single deletes.
+
 package main
 
 import (
@@ -99,10 +100,12 @@ func (b *s3Bucket) versionsPage(ctx context.Context, prefix string, from cursor)
 	decode := s3Decoder(out.EncodingType)
 	p := page{now: s3Now(out.ResultMetadata), versions: make([]version, 0, len(out.Versions)+len(out.DeleteMarkers))}
 	for _, v := range out.Versions {
-		p.versions = append(p.versions, version{key: decode(v.Key), id: aws.ToString(v.VersionId), size: aws.ToInt64(v.Size), created: aws.ToTime(v.LastModified)})
+		p.versions = append(p.versions, version{key: decode(v.Key), id: aws.ToString(v.VersionId), size: aws.ToInt64(v.Size),
+			created: aws.ToTime(v.LastModified)})
 	}
 	for _, v := range out.DeleteMarkers {
-		p.versions = append(p.versions, version{key: decode(v.Key), id: aws.ToString(v.VersionId), created: aws.ToTime(v.LastModified), marker: true})
+		p.versions = append(p.versions, version{key: decode(v.Key), id: aws.ToString(v.VersionId), created: aws.ToTime(v.LastModified),
+			marker: true})
 	}
 	if !aws.ToBool(out.IsTruncated) {
 		return p, nil
@@ -350,7 +353,8 @@ func (b *s3Bucket) until(ctx context.Context, v version) (time.Time, error) {
 	if until := b.Recorded.until(v.created); !b.aws && !b.Recorded.None() && until.After(time.Now()) {
 		return until, nil
 	}
-	return time.Time{}, b.errorf(codeUnauthorized, nil, "S3 DeleteObjects for bucket %q failed: the store denies the deletion of object versions "+
+	return time.Time{}, b.errorf(codeUnauthorized, nil, "S3 DeleteObjects for bucket %q failed: the store denies the deletion of object "+
+		"versions "+
 		"that are not under retention: the credentials need the permission s3:DeleteObjectVersion, and no policy may deny it", b.Name)
 }
 
@@ -365,7 +369,8 @@ func s3Now(metadata middleware.Metadata) time.Time {
 // whichever the client is configured to send.
 func (b *s3Bucket) Put(ctx context.Context, key string) error {
 	sum := md5.Sum(nil)
-	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(nil), ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))})
+	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(nil),
+		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))})
 	if err != nil {
 		return b.fail(err)
 	}
@@ -376,7 +381,8 @@ var (
 	// s3RetainedCodes: AWS says AccessDenied, MinIO InvalidRequest. Both also mean
 	// other things, see until.
 	s3RetainedCodes = map[string]bool{"AccessDenied": true, "InvalidRequest": true, "ObjectLocked": true}
-	s3AgainCodes    = map[string]bool{"SlowDown": true, "InternalError": true, "ServiceUnavailable": true, "OperationAborted": true, "RequestTimeout": true}
+	s3AgainCodes    = map[string]bool{"SlowDown": true, "InternalError": true, "ServiceUnavailable": true, "OperationAborted": true,
+		"RequestTimeout": true}
 )
 
 func s3KeyError(e types.Error) error {

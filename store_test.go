@@ -359,7 +359,8 @@ func suiteWrites(requests map[string]int) map[string]int {
 		if !found {
 			verb = operation
 		}
-		return operation == azureTokenOperation || slices.ContainsFunc([]string{"Check", "Get", "Head", "List"}, func(prefix string) bool { return strings.HasPrefix(verb, prefix) })
+		return operation == azureTokenOperation || slices.ContainsFunc([]string{"Check", "Get", "Head", "List"},
+			func(prefix string) bool { return strings.HasPrefix(verb, prefix) })
 	})
 	return writes
 }
@@ -850,7 +851,8 @@ func testStoreDrift(t *testing.T, backend storeBackend) {
 
 // suiteOdd are names that are easily encoded wrongly.
 var suiteOdd = []string{
-	"object", "deep/er/and/deeper", "with space", " leading and trailing ", "plus+plus", "100%25", "%41%2F", "ünïcödé/日本語/🪣", "a&b=c?d#e;f", "quote'\"<>", "[brackets]{}|^`~",
+	"object", "deep/er/and/deeper", "with space", " leading and trailing ", "plus+plus", "100%25", "%41%2F", "ünïcödé/日本語/🪣", "a&b=c?d#e;f",
+	"quote'\"<>", "[brackets]{}|^`~",
 }
 
 func testStorePurge(t *testing.T, backend storeBackend) {
@@ -1544,18 +1546,24 @@ func (b *s3Backend) wrong(bucket *suiteBucket) []wrongStore {
 	elsewhere.Region = "eu-west-3"
 	return []wrongStore{
 		{name: "access key", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyAccessKeyID, "nobody"), want: codeUnauthenticated},
-		{name: "secret key", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeySecretAccessKey, "wrong-secret-key"), want: codeUnauthorized},
-		{name: "secret key of an entry", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeySecretAccessKey, "wrong-secret-key"), entry: true, want: codeUnauthorized},
-		{name: "nothing listens", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, suiteClosed()), want: codeRetryableDependencies},
-		{name: "no TLS", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, strings.Replace(b.URL, "http:", "https:", 1)), want: codeRetryableConfiguration},
-		{name: "no S3", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, notS3.URL), want: codeRetryableConfiguration, only: "Observe"},
+		{name: "secret key", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeySecretAccessKey, "wrong-secret-key"),
+			want: codeUnauthorized},
+		{name: "secret key of an entry", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeySecretAccessKey, "wrong-secret-key"),
+			entry: true, want: codeUnauthorized},
+		{name: "nothing listens", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, suiteClosed()),
+			want: codeRetryableDependencies},
+		{name: "no TLS", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, strings.Replace(b.URL, "http:", "https:", 1)),
+			want: codeRetryableConfiguration},
+		{name: "no S3", opener: opener, ref: ref, credentials: suiteWith(b.data, s3KeyEndpoint, notS3.URL), want: codeRetryableConfiguration,
+			only: "Observe"},
 		{name: "region", opener: opener, ref: elsewhere, credentials: b.credentials(), want: codeConfigurationProblem, notOurs: true},
 	}
 }
 
 func (b *s3Backend) put(t *testing.T, bucket, name string, size int) {
 	t.Helper()
-	if _, err := b.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: bytes.NewReader(make([]byte, size))}); err != nil {
+	if _, err := b.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: bytes.NewReader(make([]byte,
+		size))}); err != nil {
 		t.Errorf("putting object %q: %v", name, err)
 	}
 }
@@ -1597,7 +1605,8 @@ func (b *s3Backend) setPolicy(t *testing.T, bucket string, p Policy) {
 		}
 		config.Rule = &types.ObjectLockRule{DefaultRetention: &types.DefaultRetention{Mode: mode, Days: &p.Days}}
 	}
-	if _, err := b.client.PutObjectLockConfiguration(t.Context(), &s3.PutObjectLockConfigurationInput{Bucket: &bucket, ObjectLockConfiguration: config}); err != nil {
+	if _, err := b.client.PutObjectLockConfiguration(t.Context(), &s3.PutObjectLockConfigurationInput{Bucket: &bucket,
+		ObjectLockConfiguration: config}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -1779,20 +1788,27 @@ func (b *azureBackend) wrong(bucket *suiteBucket) []wrongStore {
 		{name: "subscription", opener: opener, ref: ref, credentials: suiteWith(b.data, azureKeySubscriptionID, id), want: codeUnauthenticated},
 		{name: "tenant", opener: opener, ref: ref, credentials: suiteWith(b.data, azureKeyTenantID, id), want: codeUnauthenticated},
 		{name: "client", opener: opener, ref: ref, credentials: suiteWith(b.data, azureKeyClientID, id), want: codeUnauthenticated},
-		{name: "client secret", opener: opener, ref: ref, credentials: suiteWith(b.data, azureKeyClientSecret, "wrong-client-secret"), want: codeUnauthenticated},
-		{name: "token", opener: opener, ref: ref, credentials: suiteWith(b.identity, azureKeyToken, "wrong-token-value"), want: codeUnauthenticated},
-		{name: "storage key", opener: opener, ref: ref, entry: true, credentials: suiteWith(entry, dataKeyStorageKey, "d3Jvbmcta2V5"), want: codeUnauthenticated},
-		{name: "nothing listens", opener: opener, ref: other(func(r *bucketRef) { r.Cloud = b.unreachable }), credentials: b.credentials(), want: codeRetryableDependencies},
+		{name: "client secret", opener: opener, ref: ref, credentials: suiteWith(b.data, azureKeyClientSecret, "wrong-client-secret"),
+			want: codeUnauthenticated},
+		{name: "token", opener: opener, ref: ref, credentials: suiteWith(b.identity, azureKeyToken, "wrong-token-value"),
+			want: codeUnauthenticated},
+		{name: "storage key", opener: opener, ref: ref, entry: true, credentials: suiteWith(entry, dataKeyStorageKey, "d3Jvbmcta2V5"),
+			want: codeUnauthenticated},
+		{name: "nothing listens", opener: opener, ref: other(func(r *bucketRef) { r.Cloud = b.unreachable }), credentials: b.credentials(),
+			want: codeRetryableDependencies},
 		{
 			name: "nothing listens for an entry", opener: opener, ref: ref, entry: true, want: codeRetryableDependencies,
 			credentials: suiteWith(entry, dataKeyDomain, b.clouds[strings.ToLower(b.unreachable)].domain),
 		},
 		{name: "unknown CA", opener: b.strange(newMetrics()), ref: ref, credentials: b.credentials(), want: codeRetryableConfiguration},
-		{name: "cloud", opener: opener, ref: other(func(r *bucketRef) { r.Cloud = "Nowhere" }), credentials: b.credentials(), want: codeConfigurationProblem},
-		{name: "region", opener: opener, ref: other(func(r *bucketRef) { r.Region = "nowhere" }), credentials: b.credentials(), want: codeConfigurationProblem, only: "Create"},
+		{name: "cloud", opener: opener, ref: other(func(r *bucketRef) { r.Cloud = "Nowhere" }), credentials: b.credentials(),
+			want: codeConfigurationProblem},
+		{name: "region", opener: opener, ref: other(func(r *bucketRef) { r.Region = "nowhere" }), credentials: b.credentials(),
+			want: codeConfigurationProblem, only: "Create"},
 		{
-			name: "name that is taken", opener: opener, ref: other(func(r *bucketRef) { r.Account = azureAccountName(bucket.name) }), credentials: b.credentials(),
-			want: codeConfigurationProblem, only: "Create", notOurs: true,
+			name: "name that is taken", opener: opener, ref: other(func(r *bucketRef) { r.Account = azureAccountName(bucket.name) }),
+			credentials: b.credentials(),
+			want:        codeConfigurationProblem, only: "Create", notOurs: true,
 		},
 	}
 }

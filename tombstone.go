@@ -63,7 +63,8 @@ type mark struct {
 }
 
 func tombstoneKey(entry string, due time.Time, result PurgeResult) string {
-	return fmt.Sprintf("%s%s/%s-%s-%d-%d-%s", tombstonePrefix, entry, markDeleted, due.UTC().Format(markTime), result.Retained, result.RetainedBytes, rand.Text()[:markNonce])
+	return fmt.Sprintf("%s%s/%s-%s-%d-%d-%s", tombstonePrefix, entry, markDeleted, due.UTC().Format(markTime), result.Retained,
+		result.RetainedBytes, rand.Text()[:markNonce])
 }
 
 // revocationKey names a revocation so that the entry that wrote it can be told from others.
@@ -477,7 +478,8 @@ func (s *sweeper) free(b *backupBucket, of marks) time.Time {
 
 // sweep purges the prefix of an entry if its newest mark is a tombstone, and deletes its marks
 // once they say nothing any more. gone says that no mark is left.
-func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, of marks, p sweepPlan, now time.Time) (_ sweepPlan, gone bool, err error) {
+func (s *sweeper) sweep(ctx context.Context, b *backupBucket, objects Objects, of marks, p sweepPlan, now time.Time) (_ sweepPlan,
+	gone bool, err error) {
 	policy := readRecord(b.ProviderStatus).Policy
 	again := func(at time.Time) sweepPlan {
 		if latest := latestTry(policy, now); at.After(latest) {
@@ -585,8 +587,10 @@ func (s *sweeper) swept(ctx context.Context, b *backupBucket, entry string, resu
 	}
 	s.metrics.purgedObjects.WithLabelValues(b.Name).Add(float64(result.Deleted))
 	s.metrics.purgedBytes.WithLabelValues(b.Name).Add(float64(result.DeletedBytes))
-	klog.FromContext(ctx).Info("Deleted objects whose retention has ended", "entry", entry, "objects", result.Deleted, "bytes", result.DeletedBytes, "retained", result.Retained)
-	s.normal(b, "ObjectsDeleted", "Sweep", "Deleted %d object versions (%s) of the deleted BackupEntry %s, whose retention has ended", result.Deleted, formatBytes(result.DeletedBytes), entry)
+	klog.FromContext(ctx).Info("Deleted objects whose retention has ended", "entry", entry, "objects", result.Deleted, "bytes",
+		result.DeletedBytes, "retained", result.Retained)
+	s.normal(b, "ObjectsDeleted", "Sweep", "Deleted %d object versions (%s) of the deleted BackupEntry %s, whose retention has ended",
+		result.Deleted, formatBytes(result.DeletedBytes), entry)
 }
 
 // report sets the metrics of a bucket's tombstones and returns when something becomes due

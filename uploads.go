@@ -72,7 +72,8 @@ func (s *sweeper) abortStaleUploads(ctx context.Context, b *backupBucket, object
 	}
 	if aborted > 0 {
 		klog.FromContext(ctx).Info("Aborted incomplete multipart uploads", "bucket", b.Name, "uploads", aborted)
-		s.normal(b, "UploadsAborted", "Sweep", "Aborted %d multipart uploads in bucket %s that began more than 7 days ago and were never finished", aborted, b.Name)
+		s.normal(b, "UploadsAborted", "Sweep", "Aborted %d multipart uploads in bucket %s that began more than 7 days ago and were never "+
+			"finished", aborted, b.Name)
 	}
 	return nil
 }
