@@ -196,7 +196,8 @@ func TestCertificateRotation(t *testing.T) {
 	var daemons []*env.Daemon
 	for range 2 {
 		d, err := env.StartDaemon(t.Context(), env.DaemonOptions{Binary: binaries.Daemon, Kubeconfig: cluster.Kubeconfig,
-			Args: []string{"--controllers=false", "--webhook-address=127.0.0.1:0", "--namespace=" + gardenNamespace, "--webhook-cert-lifetime=" + testLifetime.String()},
+			Args: []string{"--controllers=false", "--webhook-address=127.0.0.1:0", "--namespace=" + gardenNamespace,
+				"--webhook-cert-lifetime=" + testLifetime.String()},
 			OnWebhook: func(_ context.Context, address string) error {
 				mu.Lock()
 				addresses = append(addresses, address)

@@ -24,7 +24,8 @@ func TestStoreSeam(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-race", "-vet=off", "-count=1", "-parallel=8", "-timeout=60m", "-run=^TestStoreAcceptance$", "-v", ".")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-race", "-vet=off", "-count=1", "-parallel=8", "-timeout=60m",
+		"-run=^TestStoreAcceptance$", "-v", ".")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "GOWORK=off", "BUCKETWARDEN_TEST_S3="+string(secret), "BUCKETWARDEN_TEST_AZURE="+azure.ControlURL)
 	output, err := cmd.StdoutPipe()

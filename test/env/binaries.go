@@ -41,7 +41,7 @@ func moduleDirectory() (string, error) {
 	}
 	_, file, _, _ := runtime.Caller(0)
 	if !filepath.IsAbs(file) {
-		return "", errors.New("finding the sources to build: with -trimpath, the linker must set bucketwarden/test/env.directory to that of go.mod")
+		return "", errors.New("finding the sources to build: the linker must set bucketwarden/test/env.directory, see the Makefile")
 	}
 	return filepath.Dir(filepath.Dir(file)), nil
 }
