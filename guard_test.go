@@ -130,9 +130,11 @@ func TestPurgeLooksAtItsOwnEntryAgain(t *testing.T) {
 				h.t.Fatal(err)
 			}
 		},
-		"to be migrated":        func(h *harness) { h.edit(entriesGVR, testEntry, withOperation(operationMigrate)) },
-		"waits for its state":   func(h *harness) { h.edit(entriesGVR, testEntry, withOperation(operationWaitForState)) },
-		"without our finalizer": func(h *harness) { h.edit(entriesGVR, testEntry, withFinalizers("other")) },
+		"to be migrated":      func(h *harness) { h.edit(entriesGVR, testEntry, withOperation(operationMigrate)) },
+		"waits for its state": func(h *harness) { h.edit(entriesGVR, testEntry, withOperation(operationWaitForState)) },
+		"without our finalizer": func(h *harness) {
+			h.edit(entriesGVR, testEntry, func(u *unstructured.Unstructured) { u.SetFinalizers([]string{"other"}) })
+		},
 	} {
 		for _, when := range []string{"before the first batch", "between two batches"} {
 			t.Run(name+", "+when, func(t *testing.T) {
@@ -192,7 +194,7 @@ func TestPurgeSeesTheLifeOfAnotherCluster(t *testing.T) {
 	}
 	t.Run("x, revoked by others before it goes", func(t *testing.T) {
 		h := newHarness(t)
-		h.putPrefix(testEntry).objects[revocationKey(testEntry, "an earlier life")] = memObject{created: h.cloud.now().Add(-24 * time.Hour)}
+		h.putPrefix(testEntry).objects[revocationKey(testEntry, "an earlier life")] = memObject{created: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}
 		h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry, "other"), deleting)
 		if _, err := h.passEntry(testEntry); err != nil {
 			t.Error(err)
