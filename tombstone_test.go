@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -1139,4 +1140,85 @@ func TestEntryDeleteWithASiblingInABucketOfOthers(t *testing.T) {
 // testBury buries an entry in a bucket with the recorded policy, as its deletion would.
 func testBury(ctx context.Context, objects Objects, base string, recorded Policy, result PurgeResult) error {
 	return bury(ctx, &prefixGuard{entry: &backupEntry{Recorded: recorded}, base: base, objects: objects}, result)
+}
+
+// A workload identity has access to the store once it has a token.
+func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
+	for _, token := range []bool{false, true} {
+		h := newHarness(t)
+		h.putNamespace(testNamespace, false)
+		h.cloud.put("b", Policy{})
+		h.putTombstone(testEntry, time.Hour)
+		h.putEntry(testEntry, true, withOperation(operationReconcile))
+		h.editSecret("garden", "entry", func(s *corev1.Secret) {
+			source := workloadIdentitySource()
+			s.Labels, s.Annotations, s.Data = source.Labels, source.Annotations, source.Data
+			if !token {
+				delete(s.Data, dataKeyToken)
+			}
+		})
+		if _, err := h.passEntry(testEntry); err != nil {
+			t.Error(err)
+		}
+		if m := h.marks(testEntry); m[len(m)-1].revoked != token {
+			t.Errorf("with a token: %t, marks %+v", token, m)
+		}
+	}
+}
+
+// Whoever can write to a bucket must not keep us from finding the marks, nor fill our memory.
+func TestMarksAmongJunk(t *testing.T) {
+	const junk, many = 150000, 3 * maxMarks
+	created := time.Now().Add(-time.Hour)
+	list := func(i int) version {
+		switch {
+		case i < junk:
+			return version{key: fmt.Sprintf("%s%06d\x01", tombstonePrefix, i), id: "1", created: created}
+		case i < junk+many:
+			return version{key: fmt.Sprintf("%sa/revoked-%08d", tombstonePrefix, i), id: "1", created: created.Add(time.Duration(i) * time.Second)}
+		default:
+			return version{key: fmt.Sprintf("%sb/revoked-%08d", tombstonePrefix, i), id: "1", created: created}
+		}
+	}
+	store := markStore{newMemVersions(junk+many+1, list)}
+	var reader markReader
+	found := map[string]marks{}
+	if err := reader.each(t.Context(), store, tombstonePrefix, func(m marks) error { found[m.entry] = m; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	a, b := found["a"], found["b"]
+	if reader.strangers != junk || len(found) != 2 || b.count != 1 || b.more {
+		t.Errorf("%d strangers, %d entries", reader.strangers, len(found))
+	}
+	if a.count != many || !a.more || len(a.revocations) != maxMarks || a.newest.key != list(junk+many-1).key {
+		t.Errorf("%d marks, more %t, of which %d are kept, the newest is %s", a.count, a.more, len(a.revocations), a.newest.key)
+	}
+
+	twice := []string{"a/revoked-00000001", "b/revoked-00000001", "a/revoked-00000002"}
+	store = markStore{newMemVersions(3, func(i int) version { return version{key: tombstonePrefix + twice[i], id: "1", created: created} })}
+	var failed *storeError
+	if err := reader.each(t.Context(), store, tombstonePrefix, func(marks) error { return nil }); !errors.As(err, &failed) || !strings.Contains(err.Error(), "two places") {
+		t.Errorf("an entry in two places: %v", err)
+	}
+}
+
+type markStore struct{ *memVersions }
+
+func (markStore) Put(context.Context, string) error { return nil }
+
+// A sweep counts what is no mark, and leaves it alone.
+func TestSweepCountsForeignMarks(t *testing.T) {
+	h := newHarness(t)
+	h.putSwept(Policy{})
+	b := h.cloud.buckets["b"]
+	for i := range 3 {
+		b.objects[fmt.Sprintf("%sjunk%d", tombstonePrefix, i)] = memObject{created: h.cloud.now()}
+	}
+	h.sweep()
+	h.wantMetric(3, "bucketwarden_backupbucket_foreign_marks", "b")
+	for i := range 3 {
+		if key := fmt.Sprintf("%sjunk%d", tombstonePrefix, i); b.objects[key].created.IsZero() {
+			t.Errorf("%s is gone", key)
+		}
+	}
 }
