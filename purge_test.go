@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"slices"
 	"testing"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // A purge asks before each batch, and once it gets no, it deletes nothing more; the error is
@@ -40,48 +37,6 @@ func TestPurgeAsksBeforeEachBatch(t *testing.T) {
 				t.Errorf("%+v, %v, %d are left, asked %d times", result, err, left(), len(asked))
 			}
 		})
-	}
-}
-
-// An upload that is under way may be that of a live entry.
-func TestS3PurgeAsksBeforeItAbortsUploads(t *testing.T) {
-	no := &prefixInUseError{entry: "x"}
-	f := newFakeS3(t, false)
-	f.uploads = []string{"a/upload"}
-	b := f.custom("eu-west-1")
-	if _, err := testPurge(t.Context(), b, "a/", func(context.Context) error { return no }); !errors.Is(err, no) || !slices.Equal(f.uploads, []string{"a/upload"}) {
-		t.Errorf("error %v, left are %q", err, f.uploads)
-	}
-	asked := 0
-	if _, err := testPurge(t.Context(), b, "a/", func(context.Context) error { asked++; return nil }); err != nil || len(f.uploads) > 0 || asked != 1 {
-		t.Errorf("error %v, left are %q, asked %d times", err, f.uploads, asked)
-	}
-	if _, err := testPurge(t.Context(), b, "a/", func(context.Context) error { return no }); err != nil {
-		t.Errorf("nothing is left, and still: %v", err)
-	}
-}
-
-// A workload identity has access to the store once it has a token.
-func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
-	for _, token := range []bool{false, true} {
-		h := newHarness(t)
-		h.putNamespace(testNamespace, false)
-		h.cloud.put("b", Policy{})
-		h.putTombstone(testEntry, time.Hour)
-		h.putEntry(testEntry, true, withOperation(operationReconcile))
-		h.editSecret("garden", "entry", func(s *corev1.Secret) {
-			source := workloadIdentitySource()
-			s.Labels, s.Annotations, s.Data = source.Labels, source.Annotations, source.Data
-			if !token {
-				delete(s.Data, dataKeyToken)
-			}
-		})
-		if _, err := h.passEntry(testEntry); err != nil {
-			t.Error(err)
-		}
-		if m := h.marks(testEntry); m[len(m)-1].revoked != token {
-			t.Errorf("with a token: %t, marks %+v", token, m)
-		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -1123,4 +1124,28 @@ func TestEntryDeleteWithASiblingInABucketOfOthers(t *testing.T) {
 	}
 	h.wantEvents("ObjectsKept")
 	h.wantStatus(entriesGVR, testEntry, operationTypeDelete, stateSucceeded)
+}
+
+// A workload identity has access to the store once it has a token.
+func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
+	for _, token := range []bool{false, true} {
+		h := newHarness(t)
+		h.putNamespace(testNamespace, false)
+		h.cloud.put("b", Policy{})
+		h.putTombstone(testEntry, time.Hour)
+		h.putEntry(testEntry, true, withOperation(operationReconcile))
+		h.editSecret("garden", "entry", func(s *corev1.Secret) {
+			source := workloadIdentitySource()
+			s.Labels, s.Annotations, s.Data = source.Labels, source.Annotations, source.Data
+			if !token {
+				delete(s.Data, dataKeyToken)
+			}
+		})
+		if _, err := h.passEntry(testEntry); err != nil {
+			t.Error(err)
+		}
+		if m := h.marks(testEntry); m[len(m)-1].revoked != token {
+			t.Errorf("with a token: %t, marks %+v", token, m)
+		}
+	}
 }
