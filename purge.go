@@ -77,7 +77,9 @@ func (all *purges) run(ctx context.Context, store versions, order purgeOrder) (P
 	state := all.states[order.name]
 	all.mu.Unlock()
 	state.result.Deleted, state.result.DeletedBytes, state.result.Unfinished = 0, 0, false
-	p := &purge{purgeOrder: order, versions: store, traits: store.traits(), purgeState: state, splits: purgeSplits,
+	// A pass that fails leaves the state as it was.
+	state.sample.kept = slices.Clone(state.sample.kept)
+	p := &purge{purgeOrder: order, versions: store, traits: store.traits(), purgeState: state,
 		stop: softDeadline(ctx), slots: make(chan struct{}, purgeInFlight)}
 	err := p.run(ctx)
 	all.mu.Lock()
@@ -119,8 +121,8 @@ type purgeState struct {
 	round   int
 	deleted int64
 	again   bool
-	// exact: nothing is presumed. marked: delete markers were seen; markers: this round is
-	// for those whose key has no version, with the one that the list has come to.
+	// exact: nothing is presumed. marked: delete markers were seen that this round leaves;
+	// markers: it is for those whose key has no version, with the one that the list has come to.
 	exact, marked, markers bool
 	key                    markedKey
 	// refusedSince is the creation time of the oldest version that was refused for the
@@ -141,6 +143,7 @@ type markedKey struct {
 	name    string
 	version bool // it has one
 	markers []version
+	more    bool // than maxMarkers
 }
 
 // maxMarkers bounds the delete markers of one key that are kept in memory; those beyond go
@@ -217,14 +220,14 @@ func (p *purge) errorf(format string, args ...any) error {
 
 // nextRound says whether the list has to be read anew, and prepares for that.
 func (p *purge) nextRound() bool {
-	markers := p.marked && !p.markers
+	markers := p.marked
 	switch {
 	case p.again, p.deleted > 0 && p.result.Retained == 0 && p.traits.verify && !markers:
 		p.markers, p.marked, p.deleted, p.held = false, false, 0, false
 		p.sample, p.newest, p.undated = sample{}, nil, nil
 		p.result.Retained, p.result.RetainedBytes, p.result.RetainedUntil = 0, 0, time.Time{}
 	case markers:
-		p.markers, p.sample, p.newest = true, sample{}, nil
+		p.markers, p.marked, p.sample, p.newest = true, false, sample{}, nil
 	default:
 		return false
 	}
@@ -235,6 +238,7 @@ func (p *purge) nextRound() bool {
 
 // list reads the list and deletes what can go while it reads on.
 func (p *purge) list(ctx context.Context) error {
+	p.splits = purgeSplits
 	looked := 0
 	var batch []version
 	var err error
@@ -337,7 +341,7 @@ func (p *purge) orphaned(page page) (out []version) {
 		case len(p.key.markers) < maxMarkers:
 			p.key.markers = append(p.key.markers, v)
 		default:
-			p.marked = true
+			p.key.more = true
 		}
 	}
 	return out
@@ -351,6 +355,7 @@ func (p *purge) orphans(next string) []version {
 	if ended.version {
 		return nil
 	}
+	p.marked = p.marked || ended.more
 	return ended.markers
 }
 
@@ -438,7 +443,7 @@ func (p *purge) probe(ctx context.Context) error {
 	whole := p.sample.seen == len(batch)
 	if p.newest != nil && !whole && !slices.ContainsFunc(batch, p.newest.same) {
 		// Its end is going to be told, so it has to be one that was refused.
-		batch[len(batch)-1] = *p.newest
+		batch = append(batch[:max(0, len(batch)-1)], *p.newest)
 	}
 	if len(batch) == 0 {
 		return nil
@@ -458,11 +463,14 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 		part := parts[len(parts)-1]
 		parts = parts[:len(parts)-1]
 		next, err := p.attempt(ctx, part, presumed)
-		if err == nil && len(next.again) > 0 {
+		switch {
+		case err == nil && len(next.again) > 0:
 			if err = next.err; attempt < purgeAttempts {
 				err = sleep(ctx, p.traits.backoff(attempt))
 			}
 			attempt++
+		case err == nil:
+			attempt = 1
 		}
 		if err != nil {
 			p.setError(part[0].key, err)
@@ -519,7 +527,7 @@ func (p *purge) count(batch []version, answers []removal, presumed bool) (next r
 		case answer.outcome == removalRefused && split:
 			next.refused = append(next.refused, v)
 		case answer.outcome == removalRetained, answer.outcome == removalRefused:
-			p.kept(v, answer, presumed)
+			p.kept(v, answer, presumed, len(batch) == 1 || answer.outcome == removalRetained)
 		case answer.outcome == removalAgain:
 			next.again, next.err = append(next.again, v), answer.err
 		case answer.outcome == removalUntried:
@@ -549,13 +557,13 @@ func (p *purge) gone(v version, presumed bool) {
 	}
 }
 
-// kept counts a version that the store refused to delete.
-func (p *purge) kept(v version, answer removal, presumed bool) {
+// kept counts a version that the store refused to delete; certain: because of this very one.
+func (p *purge) kept(v version, answer removal, presumed, certain bool) {
 	switch {
 	case answer.held && !v.held:
 		// It is the bucket's, which holds everything.
 		p.held = true
-	case !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
+	case certain && !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
 		p.refusedSince = v.created
 	}
 	if !presumed {
