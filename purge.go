@@ -379,8 +379,8 @@ func (p *purge) note(v version) {
 		if v.until.After(p.result.RetainedUntil) {
 			p.result.RetainedUntil = v.until
 		}
-	case !v.marker && (p.undated == nil || v.created.After(p.undated.created)):
-		p.undated = &v
+	case p.undated == nil, p.undated.marker && !v.marker, p.undated.marker == v.marker && v.created.After(p.undated.created):
+		p.undated = &v // a marker only if there is nothing else
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *memVersions) pages(_ context.Context, prefix string, from cursor) iter.
 			s.mu.Lock()
 			s.lists++
 			for ; i < s.n && len(p.versions) < s.page; i++ {
-				if v := s.at(i); strings.HasPrefix(v.key, prefix) && !s.gone[[2]string{v.key, v.id}] {
+				if v := s.at(i); strings.HasPrefix(v.key, prefix) && (len(s.gone) == 0 || !s.gone[[2]string{v.key, v.id}]) {
 					p.versions = append(p.versions, v)
 				}
 			}
@@ -160,34 +160,28 @@ func TestPurgeOfAMillionRetained(t *testing.T) {
 	}
 	order := purgeOrder{bucket: "b", name: "x", prefix: "a/", policy: policy, uploads: true}
 	want := PurgeResult{Retained: n, RetainedBytes: n, RetainedUntil: policy.until(store.at(n - 1).created), Now: store.now, Seen: n}
-	for _, restart := range []bool{false, true} {
-		all := &purges{}
-		store.lists, store.removes = 0, 0
-		passes := 1
-		for {
-			result, err := all.run(t.Context(), store, order)
-			if err != nil {
-				t.Fatal(err)
-			}
-			most = max(most, heap())
-			if !result.Unfinished {
-				if result != want {
-					t.Errorf("the purge ends with %+v, want %+v", result, want)
-				}
-				break
-			}
-			if seen := int64(passes) * purgeWork; result.Seen != seen || result.Retained != seen || !result.RetainedUntil.IsZero() {
-				t.Errorf("pass %d returned %+v", passes, result)
-			}
-			if restart && passes == 3 {
-				all, restart, passes = &purges{}, false, 0
-				store.lists = 0
-			}
-			passes++
+	all, restart, passes := &purges{}, true, 1
+	for {
+		result, err := all.run(t.Context(), store, order)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if passes != n/purgeWork || store.lists != n/1000 || store.removes != 1 || len(all.states) != 0 {
-			t.Errorf("%d passes, %d pages, %d deletions, %d purges are remembered", passes, store.lists, store.removes, len(all.states))
+		most = max(most, heap())
+		if !result.Unfinished {
+			if result != want {
+				t.Errorf("the purge ends with %+v, want %+v", result, want)
+			}
+			break
 		}
+		if seen := int64(passes) * purgeWork; result.Seen != seen || result.Retained != seen || !result.RetainedUntil.IsZero() {
+			t.Errorf("pass %d returned %+v", passes, result)
+		}
+		if passes++; restart && passes == 3 { // which begins anew
+			all, restart, passes, store.lists = &purges{}, false, 1, 0
+		}
+	}
+	if passes != n/purgeWork || store.lists != n/1000 || store.removes != 1 || len(all.states) != 0 {
+		t.Errorf("%d passes, %d pages, %d deletions, %d purges are remembered", passes, store.lists, store.removes, len(all.states))
 	}
 	if grown := int64(most) - int64(before); grown > 20<<20 {
 		t.Errorf("the heap grew by %d bytes", grown)
@@ -249,12 +243,11 @@ func TestPurgeLearnsFromRefusals(t *testing.T) {
 
 // A retention of its own says nothing about other versions.
 func TestPurgeGoesPastOneThatIsRetainedForLong(t *testing.T) {
-	const n = 20000
-	for _, which := range []int{0, 1, 999, 1000, n / 2, n - 1} {
-		for _, policy := range []Policy{{}, {Days: 1}, {Days: 1000}} {
+	const n = 3000
+	for _, which := range []int{0, 1000, n - 1} {
+		for _, policy := range []Policy{{}, {Days: 1000}} {
 			for _, wholly := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%d %d %t", which, policy.Days, wholly), func(t *testing.T) {
-					t.Parallel()
 					store := newMemVersions(n, memKeys(n, time.Now().Add(-100*24*time.Hour).UTC()))
 					until := store.now.AddDate(100, 0, 0)
 					store.keeps = func(v version) bool { return v.key == store.at(which).key }
@@ -656,10 +649,11 @@ func testPurgeModel(t *testing.T, random *rand.Rand) {
 		}
 		return ends[[2]string{v.key, v.id}], nil
 	}
-	hiccups := random.IntN(3) == 0
+	hiccups, calls := random.IntN(3) == 0, 0
 	store.answer = func(batch []version) ([]removal, error) {
+		calls++
 		switch {
-		case hiccups && random.IntN(6) == 0:
+		case hiccups && calls%4 == 0:
 			return nil, busy
 		case hiccups && random.IntN(6) == 0:
 			return slices.Repeat([]removal{{outcome: removalUntried}}, len(batch)), nil

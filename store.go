@@ -303,7 +303,7 @@ func networkCause(err error) (errorCode, string) {
 		return codeRetryableDependencies, fmt.Sprintf("%s did not answer in time", host)
 	case errors.As(err, &errno) && errno != syscall.ECONNRESET && errno != syscall.EPIPE:
 		return codeRetryableDependencies, fmt.Sprintf("%s cannot be reached: %s", host, errno.Error())
-	case request != nil, errors.Is(err, io.ErrUnexpectedEOF):
+	case request != nil, errno != 0, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		// A connection that is closed early ends in one of several errors, by chance.
 		return codeRetryableDependencies, fmt.Sprintf("%s closes the connection without an answer", host)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -89,15 +90,28 @@ func (b *s3Backend) wrong(bucket *suiteBucket) []wrongStore {
 
 func (b *s3Backend) put(t *testing.T, bucket, name string, size int) {
 	t.Helper()
-	if _, err := b.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: bytes.NewReader(make([]byte, size))}); err != nil {
+	if err := b.tryPut(bucket, name, size); err != nil {
 		t.Errorf("putting object %q: %v", name, err)
+	}
+}
+
+func (b *s3Backend) tryPut(bucket, name string, size int) error {
+	_, err := b.client.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: bytes.NewReader(make([]byte, size))})
+	return err
+}
+
+// hide writes a delete marker.
+func (b *s3Backend) hide(t *testing.T, bucket, name string) {
+	t.Helper()
+	if _, err := b.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: &name}); err != nil {
+		t.Fatal(err)
 	}
 }
 
 // versions calls f for every version and delete marker; a bucket that is absent has none.
 func (b *s3Backend) versions(t *testing.T, bucket string, f func(name, id string, size int64)) {
 	t.Helper()
-	pages := s3.NewListObjectVersionsPaginator(b.client, &s3.ListObjectVersionsInput{Bucket: &bucket})
+	pages := s3.NewListObjectVersionsPaginator(b.client, &s3.ListObjectVersionsInput{Bucket: &bucket, EncodingType: types.EncodingTypeUrl})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(t.Context())
 		if s3ErrorCode(err) == "NoSuchBucket" {
@@ -106,11 +120,12 @@ func (b *s3Backend) versions(t *testing.T, bucket string, f func(name, id string
 		if err != nil {
 			t.Fatal(err)
 		}
+		decode := s3Decoder(page.EncodingType)
 		for _, v := range page.Versions {
-			f(aws.ToString(v.Key), aws.ToString(v.VersionId), aws.ToInt64(v.Size))
+			f(decode(v.Key), aws.ToString(v.VersionId), aws.ToInt64(v.Size))
 		}
 		for _, v := range page.DeleteMarkers {
-			f(aws.ToString(v.Key), aws.ToString(v.VersionId), 0)
+			f(decode(v.Key), aws.ToString(v.VersionId), 0)
 		}
 	}
 }

@@ -43,10 +43,10 @@ func (b *s3Bucket) pages(ctx context.Context, prefix string, from cursor) iter.S
 	return b.listed(ctx, from, func(from cursor) (page, error) {
 		if !b.plainLists.Load() {
 			p, err := b.versionsPage(ctx, prefix, from)
-			if !s3Unsupported(err) {
+			if !s3Unsupported(err) || !b.Recorded.None() {
 				return p, err
 			}
-			// A store without versions has no list of them.
+			// A store without versions has no list of them, and no policy either.
 			b.plainLists.Store(true)
 		}
 		return b.plainPage(ctx, prefix, from)
@@ -233,7 +233,7 @@ func (b *s3Bucket) removeOne(ctx context.Context, v version) removal {
 		return removal{outcome: removalGone}
 	}
 	code := s3ErrorCode(err)
-	if code == "" && s3Denied(err) {
+	if s3Denied(err) { // also without a code
 		code = "AccessDenied"
 	}
 	return b.notRemoved(code, b.fail(err))
@@ -246,7 +246,7 @@ func (b *s3Bucket) notRemoved(code string, err error) removal {
 		return removal{outcome: removalGone}
 	case s3RetainedCodes[code]:
 		return removal{outcome: removalRetained}
-	case s3AgainCodes[code], code == "" && isTransient(err):
+	case isTransient(err):
 		return removal{outcome: removalAgain, err: err}
 	}
 	return removal{err: err}
@@ -283,8 +283,9 @@ func (b *s3Bucket) removeMany(ctx context.Context, batch []version) ([]removal, 
 	case s3Unsupported(err):
 		b.singleDeletes.Store(true)
 		return nil, nil
-	case s3Status(err) == http.StatusBadRequest && b.contentMD5.CompareAndSwap(md5Off, md5Try):
+	case s3Status(err) == http.StatusBadRequest && withMD5 == md5Off:
 		// Some stores want this header, and call its absence by several names.
+		b.contentMD5.CompareAndSwap(md5Off, md5Try)
 		return nil, nil
 	case s3Denied(err):
 		// Some stores say so if only one of the batch is retained.
@@ -372,12 +373,9 @@ func (b *s3Bucket) Put(ctx context.Context, key string) error {
 	return nil
 }
 
-var (
-	// s3RetainedCodes: AWS says AccessDenied, MinIO InvalidRequest. Both also mean
-	// other things, see until.
-	s3RetainedCodes = map[string]bool{"AccessDenied": true, "InvalidRequest": true, "ObjectLocked": true}
-	s3AgainCodes    = map[string]bool{"SlowDown": true, "InternalError": true, "ServiceUnavailable": true, "OperationAborted": true, "RequestTimeout": true}
-)
+// s3RetainedCodes: AWS says AccessDenied, MinIO InvalidRequest. Both also mean other things,
+// see until.
+var s3RetainedCodes = map[string]bool{"AccessDenied": true, "InvalidRequest": true, "ObjectLocked": true}
 
 func s3KeyError(e types.Error) error {
 	return &smithy.OperationError{ServiceID: s3.ServiceID, OperationName: "DeleteObjects", Err: &smithy.GenericAPIError{
