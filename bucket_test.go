@@ -1714,3 +1714,22 @@ func TestBucketDeleteReadsLive(t *testing.T) {
 		h.wantTrace("get backupbuckets b")
 	})
 }
+
+// A connection that breaks within an answer makes no Error of a healthy bucket.
+func TestVerifyOfABrokenConnection(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		f := newFormS3(t, s3Form{})
+		f.reset = reset
+		b, _ := f.open(t, Policy{})
+		f.silent["GET object-lock"] = 100
+		_, broken := b.Observe(t.Context())
+		h := newHarness(t)
+		h.putBucket(true)
+		h.cloud.put("b", Policy{})
+		h.cloud.fail["Observe"] = broken
+		if _, err := h.passBucket("b"); !errors.Is(err, broken) {
+			t.Errorf("%v is not %v", err, broken)
+		}
+		h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
+	}
+}

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -271,4 +274,60 @@ func TestAzureStorePurge(t *testing.T) {
 			t.Errorf("%q %v", code, err)
 		}
 	})
+}
+
+// A connection that breaks within an answer is the network's, and reads are repeated.
+func TestAzureConnectionBreaksWithinAnAnswer(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		for operation, call := range map[string]func(context.Context, *fakeAzure) error{
+			"List": func(ctx context.Context, f *fakeAzure) error {
+				_, err := testPurge(ctx, f.entry(Policy{}), "a/", nil)
+				return err
+			},
+			"Batch": func(ctx context.Context, f *fakeAzure) error {
+				_, err := testPurge(ctx, f.entry(Policy{}), "a/", nil)
+				return err
+			},
+			"Container.GET": func(ctx context.Context, f *fakeAzure) error { _, err := f.open(f.ref()).Observe(ctx); return err },
+		} {
+			t.Run(fmt.Sprintf("%s reset=%t", operation, reset), func(t *testing.T) {
+				f := newFakeAzure(t)
+				f.addBlobs(3, "a/", func(int) time.Duration { return time.Hour })
+				broken := 0
+				f.on[operation] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+					if broken == 0 {
+						return false
+					}
+					broken--
+					breakAnswer(w, `<EnumerationResults><Blobs></Blobs></EnumerationResults>`, reset)
+					return true
+				}
+				broken = 2
+				if err := call(t.Context(), f); err != nil {
+					t.Errorf("though it was repeated: %v", err)
+				}
+				f.addBlobs(3, "a/", func(int) time.Duration { return time.Hour })
+				broken = 100
+				err := call(t.Context(), f)
+				if codeOf(err) != codeRetryableDependencies || !isTransient(err) {
+					t.Errorf("%v has code %q", err, codeOf(err))
+				}
+			})
+		}
+	}
+}
+
+// A container's legal hold is learned from one answer.
+func TestAzurePurgeLearnsOfALegalHold(t *testing.T) {
+	f := newFakeAzure(t)
+	f.pageSize = 256
+	f.addBlobs(2560, "a/", func(int) time.Duration { return time.Hour })
+	f.refuse = func(fakeAzureBlob) (int, string) { return 409, "BlobImmutableDueToLegalHold" }
+	result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+	if err != nil || result.Retained != 2560 || result.Deleted != 0 || !result.RetainedUntil.IsZero() {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if batches := strings.Count(f.take(), "Batch"); batches < 1 || batches > purgeInFlight {
+		t.Errorf("%d batches", batches)
+	}
 }

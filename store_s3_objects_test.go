@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -251,5 +253,251 @@ func TestS3PurgeAsksBeforeItAbortsUploads(t *testing.T) {
 	}
 	if _, err := testPurge(t.Context(), b, "a/", func(context.Context) error { return no }); err != nil {
 		t.Errorf("nothing is left, and still: %v", err)
+	}
+}
+
+// Ten thousand retained versions are listed, and asked for with a sample.
+func TestS3PurgeOfManyRetained(t *testing.T) {
+	f := newFormS3(t, s3Form{})
+	policy := Policy{Days: 30, Locked: true}
+	b, bucket := f.open(t, policy)
+	start := time.Now().UTC().Add(-24 * time.Hour).Truncate(time.Second)
+	for i := range 10000 {
+		created := start.Add(time.Duration(i) * time.Second)
+		bucket.versions = append(bucket.versions, formVersion{key: fmt.Sprintf("a/%06d", i), id: "v", size: 1, created: created, until: policy.until(created)})
+	}
+	result, err := testPurge(t.Context(), b, "a/", nil)
+	want := PurgeResult{Retained: 10000, RetainedBytes: 10000, Now: result.Now, RetainedUntil: policy.until(start.Add(9999 * time.Second))}
+	if err != nil || result != want {
+		t.Errorf("%+v, %v", result, err)
+	}
+	calls := f.take()
+	if want := map[string]int{"ListObjectVersions": 10, "DeleteObjects": 1, "GET retention": 1, "ListMultipartUploads": 1}; !maps.Equal(calls, want) {
+		t.Errorf("requests %v, want %v", calls, want)
+	}
+}
+
+// NetApp ONTAP answers a batch with one retained object by a 403 for all of it, and has no date
+// of an object.
+func TestS3PurgeWhereBatchesAreRefused(t *testing.T) {
+	policy := Policy{Days: 30, Locked: true}
+	start := func(t *testing.T, recorded Policy, age time.Duration) (*formS3, *s3Bucket, *formBucket, time.Time) {
+		f := newFormS3(t, s3Form{wholly: true})
+		b, bucket := f.open(t, recorded)
+		young := time.Now().UTC().Add(-age).Truncate(time.Second)
+		for i := range 1500 {
+			v := formVersion{key: fmt.Sprintf("a/%06d", i), id: "v", size: 1, created: young.Add(-100 * 24 * time.Hour)}
+			if i%100 == 7 {
+				v.created, v.until = young, time.Now().Add(time.Hour)
+			}
+			bucket.versions = append(bucket.versions, v)
+		}
+		return f, b, bucket, young
+	}
+	for name, recorded := range map[string]Policy{"known": policy, "longer": {Days: 1000, Locked: true}} {
+		t.Run(name, func(t *testing.T) {
+			_, b, bucket, young := start(t, recorded, time.Hour)
+			result, err := testPurge(t.Context(), b, "a/", nil)
+			if err != nil || result.Deleted != 1485 || result.Retained != 15 || !result.RetainedUntil.Equal(recorded.until(young)) || len(bucket.versions) != 15 {
+				t.Errorf("%+v, %v, %d are left", result, err, len(bucket.versions))
+			}
+		})
+	}
+	t.Run("the policy does not cover it", func(t *testing.T) {
+		_, b, _, _ := start(t, policy, 40*24*time.Hour)
+		_, err := testPurge(t.Context(), b, "a/", nil)
+		wantS3Error(t, err, codeUnauthorized, "s3:DeleteObjectVersion")
+	})
+	t.Run("no policy is known", func(t *testing.T) {
+		_, b, _, _ := start(t, Policy{}, time.Hour)
+		_, err := testPurge(t.Context(), b, "a/", nil)
+		wantS3Error(t, err, codeUnauthorized, "s3:DeleteObjectVersion")
+	})
+	t.Run("AWS", func(t *testing.T) {
+		_, b, _, _ := start(t, policy, time.Hour)
+		b.aws, b.account = true, testAccount
+		_, err := testPurge(t.Context(), b, "a/", nil)
+		wantS3Error(t, err, codeUnauthorized, "s3:DeleteObjectVersion")
+	})
+}
+
+// A delete marker is never retained: if it may not be deleted, a permission is missing.
+func TestS3PurgeOfMarkersWithoutPermission(t *testing.T) {
+	f := newFakeS3(t, false)
+	f.objects = []fakeS3Object{{key: "a/1", id: "1", marker: true, modified: time.Now()}}
+	f.keyErrors["a/1"] = "AccessDenied"
+	f.refuse("GetObjectRetention", -1, http.StatusMethodNotAllowed, "MethodNotAllowed", "a delete marker")
+	f.refuse("GetObjectLegalHold", -1, http.StatusMethodNotAllowed, "MethodNotAllowed", "a delete marker")
+	_, err := testPurge(t.Context(), f.custom("eu-west-1"), "a/", nil)
+	wantS3Error(t, err, codeUnauthorized, "s3:DeleteObjectVersion")
+}
+
+// What a store has said that it does not have is never asked for again.
+func TestS3PurgeWithoutVersionsAndBatches(t *testing.T) {
+	for _, form := range []s3Form{{plain: 501}, {plain: 405}, {noBatches: 501}, {plain: 501, noBatches: 405}} {
+		t.Run(fmt.Sprintf("%+v", form), func(t *testing.T) {
+			f := newFormS3(t, form)
+			b, bucket := f.open(t, Policy{})
+			id := ""
+			if form.plain == 0 {
+				id = "v"
+			}
+			fill := func(n int) {
+				for i := range n {
+					bucket.versions = append(bucket.versions, formVersion{key: fmt.Sprintf("a/%06d", i), id: id, created: time.Now().Add(-time.Hour)})
+				}
+			}
+			fill(1100)
+			list, lists := "ListObjectVersions", 3
+			if form.plain != 0 {
+				list = "ListObjectsV2"
+			}
+			for pass := range 2 {
+				result, err := testPurge(t.Context(), b, "a/", nil)
+				if err != nil || result.Deleted != 1100 || len(bucket.versions) != 0 {
+					t.Errorf("%+v, %v, %d are left", result, err, len(bucket.versions))
+				}
+				want := map[string]int{list: lists, "DeleteObjects": 2, "ListMultipartUploads": 1}
+				if form.noBatches != 0 {
+					want["DELETE object"], want["DeleteObjects"] = 1100, 0
+				}
+				calls := f.take()
+				if pass == 0 && form.plain != 0 {
+					want["ListObjectVersions"] = 1
+				}
+				if pass == 0 && form.noBatches != 0 {
+					want["DeleteObjects"] = max(1, calls["DeleteObjects"]) // those that were under way
+				}
+				maps.DeleteFunc(want, func(_ string, n int) bool { return n == 0 })
+				// What goes while the list is read shortens it.
+				if want[list] = calls[list]; calls[list] > lists || calls["DeleteObjects"] > 2 || !maps.Equal(calls, want) {
+					t.Errorf("pass %d made the requests %v, want %v", pass, calls, want)
+				}
+				fill(1100)
+			}
+			if form.plain != 0 {
+				if of, _, err := readMarks(t.Context(), b, "a"); err != nil || of.count != 0 {
+					t.Errorf("marks %+v, %v", of, err)
+				}
+			}
+		})
+	}
+	t.Run("where there is a policy", func(t *testing.T) {
+		f := newFormS3(t, s3Form{plain: 501})
+		b, bucket := f.open(t, Policy{Days: 1})
+		bucket.versions = []formVersion{{key: "a/1", created: time.Now()}}
+		if _, err := testPurge(t.Context(), b, "a/", nil); codeOf(err) != codeConfigurationProblem || len(bucket.versions) != 1 {
+			t.Errorf("%v, %d are left", err, len(bucket.versions))
+		}
+	})
+	t.Run("single deletes", func(t *testing.T) {
+		for status, code := range map[int]errorCode{403: codeUnauthorized, 500: codeRetryableDependencies, 429: codeRateLimitsExceeded, 400: ""} {
+			f := newFakeS3(t, false)
+			f.objects = []fakeS3Object{{key: "a/1", id: "1", modified: time.Now()}}
+			f.refuse("DeleteObjects", -1, 501, "", "")
+			f.refuse("DeleteBucket", -1, status, "", "") // which is how the fake calls it
+			_, err := testPurge(t.Context(), f.custom("eu-west-1"), "a/", nil)
+			wantS3Error(t, err, code)
+			deletes := 0
+			for _, call := range f.takeCalls() {
+				if call == "DeleteBucket" {
+					deletes++
+				}
+			}
+			if want := map[bool]int{true: purgeAttempts, false: 1}[isTransient(err)]; deletes != want {
+				t.Errorf("%d: %d deletes, want %d", status, deletes, want)
+			}
+		}
+	})
+}
+
+// Content-MD5 is tried once where a batch is a bad request, and remembered where it helps.
+func TestS3PurgeWithContentMD5(t *testing.T) {
+	fill := func(bucket *formBucket) {
+		bucket.versions = nil
+		for i := range 4000 {
+			bucket.versions = append(bucket.versions, formVersion{key: fmt.Sprintf("a/%06d", i), id: "v", created: time.Now().Add(-time.Hour)})
+		}
+	}
+	for _, code := range []string{"InvalidRequest", "MissingContentMD5", "InvalidDigest", "Whatever"} {
+		f := newFormS3(t, s3Form{md5: code})
+		b, bucket := f.open(t, Policy{})
+		for pass := range 2 {
+			fill(bucket)
+			result, err := testPurge(t.Context(), b, "a/", nil)
+			if err != nil || result.Deleted != 4000 {
+				t.Errorf("%s: %+v, %v", code, result, err)
+			}
+			// In the first pass, as many as were under way are asked for twice.
+			if n := f.take()["DeleteObjects"]; pass == 0 && (n < 5 || n > 4+purgeInFlight) || pass == 1 && n != 4 {
+				t.Errorf("%s: pass %d made %d deletions", code, pass, n)
+			}
+		}
+	}
+	f := newFakeS3(t, false)
+	f.objects = fakeS3Objects("a/", 3)
+	f.refuse("DeleteObjects", -1, http.StatusBadRequest, "NeverHeardOf", "for a reason")
+	b := f.custom("eu-west-1")
+	for range 2 {
+		if _, err := testPurge(t.Context(), b, "a/", nil); err == nil || !strings.Contains(err.Error(), "NeverHeardOf") {
+			t.Errorf("got %v", err)
+		}
+		wantCalls(t, f, "ListObjectVersions", "DeleteObjects", "DeleteObjects")
+	}
+}
+
+// Batches that are under way when a store first asks for Content-MD5 get it as well.
+func TestS3PurgeWithContentMD5AtOnce(t *testing.T) {
+	f := newFakeS3(t, false)
+	f.objects = fakeS3Objects("a/", 3000)
+	for i := range f.objects {
+		f.objects[i].marker = false
+	}
+	var arrived sync.WaitGroup
+	arrived.Add(purgeInFlight)
+	f.on["DeleteObjects"] = func(w http.ResponseWriter, r *http.Request, _ string) bool {
+		if r.Header.Get("Content-Md5") != "" {
+			return false
+		}
+		arrived.Done()
+		arrived.Wait()
+		answerS3Error(w, http.StatusBadRequest, "MissingContentMD5", "no")
+		return true
+	}
+	if result, err := testPurge(t.Context(), f.custom("eu-west-1"), "a/", nil); err != nil || result.Deleted != 3000 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// A connection that breaks within an answer is the network's, and reads are repeated.
+func TestS3ConnectionBreaksWithinAnAnswer(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		for operation, call := range map[string]func(context.Context, *s3Bucket) error{
+			"ListObjectVersions":   func(ctx context.Context, b *s3Bucket) error { _, err := testPurge(ctx, b, "a/", nil); return err },
+			"DeleteObjects":        func(ctx context.Context, b *s3Bucket) error { _, err := testPurge(ctx, b, "a/", nil); return err },
+			"ListMultipartUploads": func(ctx context.Context, b *s3Bucket) error { _, err := testPurge(ctx, b, "a/", nil); return err },
+			"GET object-lock":      func(ctx context.Context, b *s3Bucket) error { _, err := b.Observe(ctx); return err },
+			"GET encryption":       func(ctx context.Context, b *s3Bucket) error { _, err := b.Harden(ctx); return err },
+		} {
+			t.Run(fmt.Sprintf("%s reset=%t", operation, reset), func(t *testing.T) {
+				f := newFormS3(t, s3Form{})
+				f.reset = reset
+				b, bucket := f.open(t, Policy{})
+				bucket.versions = []formVersion{{key: "a/1", id: "v", created: time.Now().Add(-time.Hour)}}
+				f.silent[operation] = s3MaxAttempts - 1
+				if err := call(t.Context(), b); err != nil {
+					t.Errorf("though it was repeated: %v", err)
+				}
+				bucket.versions = []formVersion{{key: "a/1", id: "v", created: time.Now().Add(-time.Hour)}}
+				f.silent[operation] = 100
+				err := call(t.Context(), b)
+				if codeOf(err) != codeRetryableDependencies || !isTransient(err) {
+					t.Errorf("%v has code %q", err, codeOf(err))
+				}
+				if n := 100 - f.silent[operation]; n != s3MaxAttempts {
+					t.Errorf("%d attempts", n)
+				}
+			})
+		}
 	}
 }

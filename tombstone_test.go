@@ -1149,3 +1149,58 @@ func TestEntryOfAWorkloadIdentityRevokes(t *testing.T) {
 		}
 	}
 }
+
+// Whoever can write to a bucket must not keep us from finding the marks, nor fill our memory.
+func TestMarksAmongJunk(t *testing.T) {
+	const junk, many = 150000, 3 * maxMarks
+	created := time.Now().Add(-time.Hour)
+	list := func(i int) version {
+		switch {
+		case i < junk:
+			return version{key: fmt.Sprintf("%s%06d\x01", tombstonePrefix, i), id: "1", created: created}
+		case i < junk+many:
+			return version{key: fmt.Sprintf("%sa/revoked-%08d", tombstonePrefix, i), id: "1", created: created.Add(time.Duration(i) * time.Second)}
+		default:
+			return version{key: fmt.Sprintf("%sb/revoked-%08d", tombstonePrefix, i), id: "1", created: created}
+		}
+	}
+	store := markStore{newMemVersions(junk+many+1, list)}
+	var reader markReader
+	found := map[string]marks{}
+	if err := reader.each(t.Context(), store, tombstonePrefix, func(m marks) error { found[m.entry] = m; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	a, b := found["a"], found["b"]
+	if reader.strangers != junk || len(found) != 2 || b.count != 1 || b.more {
+		t.Errorf("%d strangers, %d entries", reader.strangers, len(found))
+	}
+	if a.count != many || !a.more || len(a.revocations) != maxMarks || a.newest.key != list(junk+many-1).key {
+		t.Errorf("%d marks, more %t, of which %d are kept, the newest is %s", a.count, a.more, len(a.revocations), a.newest.key)
+	}
+
+	twice := []string{"a/revoked-00000001", "b/revoked-00000001", "a/revoked-00000002"}
+	store = markStore{newMemVersions(3, func(i int) version { return version{key: tombstonePrefix + twice[i], id: "1", created: created} })}
+	var failed *storeError
+	if err := reader.each(t.Context(), store, tombstonePrefix, func(marks) error { return nil }); !errors.As(err, &failed) || !strings.Contains(err.Error(), "two places") {
+		t.Errorf("an entry in two places: %v", err)
+	}
+}
+
+type markStore struct{ *memVersions }
+
+func (markStore) Put(context.Context, string) error { return nil }
+
+// A sweep counts what is no mark, and leaves it alone.
+func TestSweepCountsForeignMarks(t *testing.T) {
+	h := newHarness(t)
+	h.putSwept(Policy{})
+	b := h.cloud.buckets["b"]
+	for i := range 3 {
+		b.objects[fmt.Sprintf("%sjunk%d", tombstonePrefix, i)] = memObject{created: h.cloud.now()}
+	}
+	h.sweep()
+	h.wantMetric(3, "bucketwarden_backupbucket_foreign_marks", "b")
+	if len(b.objects) != 3 {
+		t.Errorf("left are %v", b.objects)
+	}
+}
