@@ -13,7 +13,7 @@ TOOL = cd test && $(RELEASE) -ldflags="-X 'bucketwarden/test/env.directory=$(CUR
 # The same flags in the environment, where staticcheck finds them too.
 LINT = CGO_ENABLED=0 GOFLAGS="$$(go env GOFLAGS) -trimpath"
 
-.PHONY: build image manifests demo local setup test test-unit test-e2e fuzz bench lint
+.PHONY: build image manifests demo local setup test test-unit test-e2e soak fuzz bench lint
 
 build: ## the daemon, as ./bucketwarden
 	$(RELEASE) -ldflags='-s -w -X main.release=$(VERSION)' -o bucketwarden .
@@ -63,6 +63,12 @@ manifests: ## deploy/manifests.yaml, from the chart
 	@mkdir -p $(CACHE)
 	$(TOOL) -o $(CACHE)/manifests ./cmd/manifests
 	@$(CACHE)/manifests
+
+soak: STEPS = 100000
+soak: SEEDS = 250
+soak: ## the simulation for longer: STEPS over SEEDS seeds, from SEED on; prints what it did
+	SIM_STEPS=$(if $(SEED),$$(( $(STEPS) / $(SEEDS) )),$(STEPS)) SIM_SEEDS=$(SEEDS) $(if $(SEED),SIM_SEED=$(SEED)) \
+		go test -vet=off -count=1 -timeout 0 -v -run '^TestSimulation$$' .
 
 bench: ## the numbers of docs/benchmark.md
 	@mkdir -p $(CACHE)

@@ -267,6 +267,9 @@ func (p *bucketPass) run(ctx context.Context) error {
 		if err := p.start(); err != nil {
 			return err
 		}
+		if err := p.noteSecret(ctx, &p.b.object); err != nil {
+			return err
+		}
 		if err := p.secrets.hold(ctx, secret); err != nil {
 			return err
 		}

@@ -231,7 +231,7 @@ func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (t
 }
 
 func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, store Store) error {
-	if err := store.Delete(ctx, r.permitBucket(b)); err != nil {
+	if err := store.Delete(ctx, r.permitRemoval(b)); err != nil {
 		return err
 	}
 	r.metrics.bucketsDeleted.Inc()
@@ -278,7 +278,7 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 	if !ok {
 		return 0, nil
 	}
-	state, err := account.DeleteAccount(ctx, r.permitBucket(b), b.waitsFor(waitGroup))
+	state, err := account.DeleteAccount(ctx, r.permitRemoval(b), b.waitsFor(waitGroup))
 	if err != nil {
 		return r.notDeleted(ctx, b, opType, err)
 	}

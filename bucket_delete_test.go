@@ -110,6 +110,7 @@ func (h *harness) putDeletingBucket(edits ...editObject) *memBucket {
 
 var bucketDeleted = []string{
 	"get backupbuckets b",
+	"list backupentries",
 	"store b Delete",
 	"status backupbuckets b Delete Succeeded",
 	"get secrets garden/bucket-b",
@@ -125,6 +126,7 @@ var bucketDeleting = []string{
 	"get secrets garden/bucket-b",
 	"store b Observe",
 	"get backupbuckets b",
+	"list backupentries",
 	"store b Delete",
 }
 
@@ -458,7 +460,7 @@ func TestAzureDelete(t *testing.T) {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantTrace(append(slices.Insert(slices.Clone(azureDeleteLooks), 2, "status backupbuckets b Delete Processing"),
-		"get backupbuckets b", "store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
+		"get backupbuckets b", "list backupentries", "store b Delete", "store b DeleteAccount", "status backupbuckets b Delete Processing +conditions")...)
 	h.wantEvents("BucketDeleted", "ResourceGroupDeleted")
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
 	if s.Description != "The bucket is deleted, its resource group is being deleted" || s.Error != "" {
@@ -649,7 +651,7 @@ func TestAzureDeleteWaitsForWhatTheStoreKeeps(t *testing.T) {
 	if wait, err := h.passBucket("b"); err != nil || wait != time.Hour {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
-	h.wantTrace(append(slices.Clone(azureDeleteLooks), "get backupbuckets b", "store b Delete")...)
+	h.wantTrace(append(slices.Clone(azureDeleteLooks), "get backupbuckets b", "list backupentries", "store b Delete")...)
 
 	delete(h.cloud.fail, "Delete")
 	clear(h.buckets.resource.controller.due)

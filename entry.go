@@ -54,6 +54,10 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 	opType := computeOperationType(&e.object)
 	if last := e.LastOperation; opType != operationTypeMigrate && opType != operationTypeRestore &&
 		last != nil && last.Type == operationTypeMigrate && last.State == stateSucceeded {
+		if opType == operationTypeDelete && e.hasFinalizer(finalizerBackupEntry) {
+			// Its annotation was taken away before the finalizers were: it is handed over all the same.
+			return 0, r.handOver(ctx, e)
+		}
 		return 0, nil
 	}
 	switch {
@@ -139,7 +143,11 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		// Whoever sweeps the bucket revokes one, and so does this entry once it has the token.
 		return tokenRetry, nil
 	}
-	revoked, err := revoke(ctx, objects, entryBase(e.Name), e.UID)
+	take := revoke
+	if opType == operationTypeRestore || opType == operationTypeCreate && strings.HasPrefix(e.Name, sourcePrefix) {
+		take = takeOver
+	}
+	revoked, err := take(ctx, objects, entryBase(e.Name), e.UID)
 	if revoked {
 		klog.FromContext(ctx).Info("Revoked the tombstone of an earlier deletion", "bucket", e.BucketName)
 		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was "+
@@ -155,6 +163,9 @@ func (r *entryReconciler) credentials(ctx context.Context, e *backupEntry, start
 		if err := start(); err != nil {
 			return nil, err
 		}
+		if err := r.noteSecret(ctx, &e.object); err != nil {
+			return nil, err
+		}
 		return r.secrets.holdUnread(ctx, e.SecretRef)
 	}
 	source, err := r.secrets.get(ctx, e.SecretRef)
@@ -162,6 +173,9 @@ func (r *entryReconciler) credentials(ctx context.Context, e *backupEntry, start
 		return source, err
 	}
 	if err := start(); err != nil {
+		return nil, err
+	}
+	if err := r.noteSecret(ctx, &e.object); err != nil {
 		return nil, err
 	}
 	return source, r.secrets.hold(ctx, source)
@@ -258,6 +272,11 @@ func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
 	if err := r.resource.success(ctx, &e.object, operationTypeMigrate, "The BackupEntry can be handed over", nil); err != nil {
 		return err
 	}
+	return r.handOver(ctx, e)
+}
+
+// handOver releases an entry that has migrated; its objects belong to another seed.
+func (r *entryReconciler) handOver(ctx context.Context, e *backupEntry) error {
 	if err := r.releaseSecret(ctx, &e.object); err != nil {
 		return r.resource.failure(ctx, &e.object, operationTypeMigrate, err, nil)
 	}

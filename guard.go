@@ -114,18 +114,21 @@ func (g *prefixGuard) readMarks(ctx context.Context) (err error) {
 }
 
 // checkMarks makes sure that no other cluster has taken the prefix into use: by a revocation
-// that is younger than this deletion, or, for the source of a migrated cluster, by any that
-// this entry has not written itself: the cluster may live on another seed.
+// that is younger than this entry, or, for the source of a migrated cluster, by any that this
+// entry has not written itself: the cluster may live on another seed.
 func (g *prefixGuard) checkMarks() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	newest := g.marks.newest
-	if g.marks.count == 0 || !newest.revoked || newest.by(g.entry) {
+	if g.marks.count == 0 || !newest.revoked || newest.by(g.entry.UID) {
 		return nil
 	}
+	since := g.entry.CreationTimestamp.Time
+	if since.IsZero() {
+		since = g.entry.DeletionTimestamp.Time
+	}
 	// By the store's clock, which need not be ours.
-	began := g.entry.DeletionTimestamp.Add(g.now.Sub(g.at))
-	if newest.created.After(began) || strings.HasPrefix(g.entry.Name, sourcePrefix) {
+	if newest.created.After(since.Add(g.now.Sub(g.at))) || strings.HasPrefix(g.entry.Name, sourcePrefix) {
 		return &prefixInUseError{entry: g.base}
 	}
 	return nil
@@ -152,14 +155,29 @@ func permitMark(key string) permit {
 	}}
 }
 
-// permitBucket gives leave to empty and delete the bucket of a BackupBucket, and what it lies
-// in, as long as that is being deleted and no BackupEntry refers to it.
+// permitBucket gives leave to empty the bucket of a BackupBucket, as long as that is being
+// deleted and no BackupEntry refers to it as far as the cache knows.
 func (r *bucketReconciler) permitBucket(b *backupBucket) permit {
 	return permit{func(ctx context.Context) error {
 		if _, err := r.resource.stillDeleting(ctx, &b.object); err != nil {
 			return err
 		}
 		return r.checkUnreferred(b)
+	}}
+}
+
+// permitRemoval gives leave to delete the bucket itself, and what it lies in: as permitBucket,
+// and the API server has no BackupEntry that refers to it.
+func (r *bucketReconciler) permitRemoval(b *backupBucket) permit {
+	return permit{func(ctx context.Context) error {
+		if err := r.permitBucket(b).ask(ctx); err != nil {
+			return err
+		}
+		user, err := referringEntry(ctx, r.entriesClient.client, b.Name)
+		if err == nil && user != "" {
+			return &prefixInUseError{entry: user}
+		}
+		return err
 	}}
 }
 

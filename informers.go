@@ -52,7 +52,7 @@ const (
 	annotationOperation = "gardener.cloud/operation"
 	annotationTimestamp = "gardener.cloud/timestamp"
 	annotationShootUID  = "shoot.gardener.cloud/uid"
-	// annotationSecret names the secret that we hold for an object, as namespace/name.
+	// annotationSecret names the secrets that we may hold for an object, as namespace/name, comma separated.
 	annotationSecret = "bucketwarden/secret"
 	// annotationGeneratedSecretNamespace says where a BackupBucket's generated secret goes.
 	annotationGeneratedSecretNamespace = "backupbucket.extensions.gardener.cloud/generated-secret-namespace"
@@ -239,6 +239,7 @@ func decodeObject(u *unstructured.Unstructured, kind string) (object, *decoder) 
 			UID:               u.GetUID(),
 			ResourceVersion:   u.GetResourceVersion(),
 			Generation:        u.GetGeneration(),
+			CreationTimestamp: u.GetCreationTimestamp(),
 			DeletionTimestamp: u.GetDeletionTimestamp(),
 		},
 		Type:      d.shared("spec", "type"),

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,33 +53,57 @@ func (r *reconciler) wantAgain(o *object, err *error) {
 	}
 }
 
-// heldBefore is the secret that we still hold for an object although its spec names another
-// one by now; ok is false if there is none.
-func (o *object) heldBefore() (ref types.NamespacedName, ok bool) {
-	namespace, name, ok := strings.Cut(o.Annotations[annotationSecret], "/")
-	ref = types.NamespacedName{Namespace: namespace, Name: name}
-	return ref, ok && checkSecretRef(ref) == nil && ref != o.SecretRef
+// heldSecrets are the secrets that we may hold for an object, as its annotation says.
+func (o *object) heldSecrets() (held []types.NamespacedName) {
+	for _, secret := range strings.Split(o.Annotations[annotationSecret], ",") {
+		namespace, name, _ := strings.Cut(secret, "/")
+		if ref := (types.NamespacedName{Namespace: namespace, Name: name}); checkSecretRef(ref) == nil {
+			held = append(held, ref)
+		}
+	}
+	return held
 }
 
-// followSecret releases the secret that the spec named before, now that the new one is held:
-// with our finalizer nobody could delete the old credentials.
-func (r *reconciler) followSecret(ctx context.Context, o *object) error {
-	old, changed := o.heldBefore()
-	if !changed {
+// noteSecret writes down, before a secret is held, that it is: one that the spec names only
+// for a while must be released too. Most often that was done with the finalizer.
+func (r *reconciler) noteSecret(ctx context.Context, o *object) error {
+	if checkSecretRef(o.SecretRef) != nil || slices.Contains(o.heldSecrets(), o.SecretRef) {
 		return nil
 	}
-	if err := r.releaseFrom(ctx, o, old); err != nil {
-		return err
-	}
+	return r.annotateSecret(ctx, o, strings.TrimPrefix(o.Annotations[annotationSecret]+","+o.SecretRef.String(), ","))
+}
+
+func (r *reconciler) annotateSecret(ctx context.Context, o *object, value string) error {
 	_, err := r.resource.patch(ctx, o, map[string]any{"metadata": map[string]any{
-		"annotations": map[string]any{annotationSecret: o.SecretRef.String()}, "resourceVersion": o.ResourceVersion}})
+		"annotations": map[string]any{annotationSecret: value}, "resourceVersion": o.ResourceVersion}})
 	return ignoreNotFound(err)
+}
+
+// followSecret releases the secrets that the spec named before, now that the new one is held:
+// with our finalizer nobody could delete the old credentials.
+func (r *reconciler) followSecret(ctx context.Context, o *object) error {
+	held := o.heldSecrets()
+	if len(held) == 0 || len(held) == 1 && held[0] == o.SecretRef {
+		return nil
+	}
+	for _, old := range held {
+		if old == o.SecretRef {
+			continue
+		}
+		if err := r.releaseFrom(ctx, o, old); err != nil {
+			return err
+		}
+	}
+	return r.annotateSecret(ctx, o, o.SecretRef.String())
 }
 
 // releaseSecret removes our finalizer from the credentials of an object, unless another object
 // of the resource lives on them.
 func (r *reconciler) releaseSecret(ctx context.Context, o *object) error {
-	if old, changed := o.heldBefore(); changed {
+	for _, old := range o.heldSecrets() {
+		if old == o.SecretRef {
+			continue
+		}
 		if err := r.releaseFrom(ctx, o, old); err != nil {
 			return err
 		}

@@ -81,9 +81,9 @@ func markOwner(uid types.UID) string {
 	return base32.StdEncoding.EncodeToString(sum[:])[:markNonce/2]
 }
 
-// by says that a revocation was written by an entry, as far as its name tells.
-func (m mark) by(e *backupEntry) bool {
-	return strings.HasPrefix(m.key, tombstonePrefix+m.entry+"/"+markRevoked+"-"+markOwner(e.UID))
+// by says that a revocation was written by an object, as far as its name tells.
+func (m mark) by(uid types.UID) bool {
+	return m.revoked && strings.HasPrefix(m.key, tombstonePrefix+m.entry+"/"+markRevoked+"-"+markOwner(uid))
 }
 
 // parseMark reads a mark from its name; false for whatever else lies there.
@@ -308,6 +308,16 @@ func revoke(ctx context.Context, objects Objects, entry string, owner types.UID)
 		return false, err
 	}
 	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
+}
+
+// takeOver is a revoke for an entry that comes from another cluster: it says so even if there
+// is no tombstone, since that cluster may be deleting its own entry just now.
+func takeOver(ctx context.Context, objects Objects, entry string, owner types.UID) (revoked bool, err error) {
+	of, _, err := readMarks(ctx, objects, entry)
+	if err != nil || of.newest.by(owner) {
+		return false, err
+	}
+	return of.buried(), putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
 }
 
 // checkStands makes sure that a tombstone is still the newest mark of its entry.

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The truth of the simulation: who owns which prefix of which bucket, as the API servers say,
+// and what was promised; it watches every change and every removal and knows what must never
+// happen. Rules: it judges by what could have been known. A pass looks at its own API server
+// before it deletes, so what came after it had last listed or deleted is a race that nobody
+// can win. Of another cluster only a mark in the bucket can tell, written before its entry is
+// told to be ready; it protects from deletions that had begun before. See DESIGN.md, "What is
+// ours, and may be deleted".
+
+// simOwner is a BackupEntry in one of its lives: one UID.
+type simOwner struct {
+	api                     *simAPI
+	name, uid, bucket, base string
+	// live is since when it owns its prefix, by the scheduler's count; 0 if it does not. One
+	// that is handed over owns it until another takes it.
+	live      int
+	liveAt    time.Time
+	ready     int // told to be ready in this life
+	everReady bool
+	migrates  bool
+	held      bool // its deletion is held by wait-for-state: it owns nothing, but waits
+	deleting  bool
+	gone      bool
+	beganAt   time.Time // its deletion
+	madeAt    time.Time
+}
+
+func (o *simOwner) String() string { return o.api.name + "/" + o.name }
+
+// simPrefix is what is known of one prefix of one bucket.
+type simPrefix struct {
+	// condemned: an entry that was once ready was deleted, and none was ready since.
+	condemned bool
+	beganAt   time.Time
+	// owed: the last that owned it was once ready, and was deleted. What is left then is ours
+	// to see to, until somebody owns it again.
+	owed bool
+	// excused: somebody took from us what is needed to see to the rest.
+	excused string
+}
+
+// simPromise is what is known of one bucket.
+type simPromise struct {
+	// deletingAt is when its deletion began.
+	deletingAt time.Time
+	asked      map[Policy]bool // what specs have asked for
+	// recorded is what the status says; none if it says nothing or there is no BackupBucket.
+	recorded  Policy
+	ours      bool // it says that everything in the bucket is ours
+	deleting  bool
+	exists    bool
+	everReady bool
+	// takenOver: another controller of Gardener had made it.
+	takenOver bool
+}
+
+type simTruth struct {
+	w        *simWorld
+	owners   []*simOwner
+	prefixes map[string]*simPrefix
+	promises map[string]*simPromise
+	// excusedSecrets were held by an object whose finalizer somebody removed.
+	excusedSecrets map[string]string
+}
+
+func newSimTruth(w *simWorld) *simTruth {
+	return &simTruth{w: w, prefixes: map[string]*simPrefix{}, promises: map[string]*simPromise{}, excusedSecrets: map[string]string{}}
+}
+
+func (t *simTruth) prefix(bucket, base string) *simPrefix {
+	key := bucket + "/" + base
+	if t.prefixes[key] == nil {
+		t.prefixes[key] = &simPrefix{}
+	}
+	return t.prefixes[key]
+}
+
+func (t *simTruth) promise(bucket string) *simPromise {
+	if t.promises[bucket] == nil {
+		t.promises[bucket] = &simPromise{asked: map[Policy]bool{}}
+	}
+	return t.promises[bucket]
+}
+
+func (t *simTruth) excuseSecret(a *simAPI, o *object) {
+	for _, ref := range append(o.heldSecrets(), o.SecretRef) {
+		t.excusedSecrets[a.name+" "+ref.String()] = o.Name
+	}
+}
+
+// watch follows an API server.
+func (t *simTruth) watch(a *simAPI) {
+	a.changed = func(resource string, old, new simObject) {
+		switch resource {
+		case resourceBackupEntries:
+			t.entryChanged(a, old, new)
+		case resourceBackupBuckets:
+			t.bucketChanged(old, new)
+		}
+	}
+}
+
+func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
+	o := new
+	if o == nil {
+		o = old
+	}
+	u := simMeta(o)
+	i := slices.IndexFunc(t.owners, func(o *simOwner) bool { return o.api == a && o.uid == string(u.GetUID()) })
+	if i < 0 {
+		t.owners = append(t.owners, &simOwner{api: a, name: u.GetName(), uid: string(u.GetUID()), base: entryBase(u.GetName()), madeAt: time.Now()})
+		i = len(t.owners) - 1
+		t.w.count("life", "entry")
+	}
+	owner := t.owners[i]
+	e := decodeEntry(u)
+	owner.bucket = e.BucketName
+	p := t.prefix(owner.bucket, owner.base)
+	if new == nil {
+		owner.gone = true
+		// Gardener hands over only what is no source.
+		if !owner.migrates || owner.ready == 0 || owner.name != owner.base {
+			owner.live = 0
+		}
+		t.w.count("life", map[bool]string{true: "entry handed over", false: "entry gone"}[owner.migrates])
+		return
+	}
+	last := e.LastOperation
+	owner.migrates = e.operation() == operationMigrate || last != nil && last.Type == operationTypeMigrate
+	live := e.DeletionTimestamp == nil || owner.migrates || e.operation() == operationWaitForState
+	owner.held = live && e.DeletionTimestamp != nil && !owner.migrates
+	if live && owner.live == 0 {
+		owner.live, owner.liveAt = t.w.seq, time.Now()
+		p.owed = false
+		// Whoever was handed over before is here now.
+		for _, other := range t.owners {
+			if other != owner && other.gone && other.bucket == owner.bucket && other.base == owner.base {
+				other.live = 0
+			}
+		}
+	}
+	if last != nil && last.State == stateSucceeded && last.Type != operationTypeDelete && last.Type != operationTypeMigrate {
+		owner.everReady = true
+		if owner.ready == 0 && live {
+			owner.ready = t.w.seq
+			t.w.count("life", "entry ready")
+		}
+		if live {
+			p.condemned = false
+		}
+	}
+	if !live {
+		owner.live, owner.ready = 0, 0
+		if !owner.deleting {
+			owner.deleting, owner.beganAt = true, time.Now()
+		}
+		if owner.everReady {
+			p.condemned, p.beganAt = true, owner.beganAt
+			p.owed = p.owed || !slices.ContainsFunc(t.owners, func(o *simOwner) bool {
+				return o.live > 0 && o.bucket == owner.bucket && o.base == owner.base
+			})
+		}
+	}
+}
+
+func (t *simTruth) bucketChanged(old, new simObject) {
+	o := new
+	if o == nil {
+		o = old
+	}
+	b := decodeBucket(simMeta(o))
+	p := t.promise(b.Name)
+	if new == nil {
+		if !b.hasFinalizer(finalizerBackupBucket) {
+			// Somebody had removed the finalizer: nobody could see to the bucket.
+			p.everReady = false
+		}
+		p.exists, p.recorded, p.deleting = false, Policy{}, false
+		return
+	}
+	if old == nil {
+		p.takenOver, p.everReady, p.deleting = false, false, false
+	}
+	p.everReady = p.everReady || b.succeeded() && b.LastOperation.Type != operationTypeDelete
+	if p.exists = true; b.DeletionTimestamp != nil && !p.deleting {
+		p.deleting, p.deletingAt = true, time.Now()
+	}
+	kind := storeS3
+	if b.Type == "azure" {
+		kind = storeAzure
+	}
+	if config, err := simProviders[kind].parseConfig(providerConfigPath, b.Type, b.ProviderConfig); err == nil {
+		p.asked[config.Policy] = true
+	}
+	recorded := readRecord(b.ProviderStatus).Policy
+	if p.recorded.Locked && recorded.weakerThan(p.recorded) {
+		t.w.violation("record weaker", "the record of bucket %s says %s, it said %s", b.Name, recorded, p.recorded)
+	}
+	p.recorded, p.ours = recorded, readRecord(b.ProviderStatus).ours()
+}
+
+// setting judges a policy that a daemon sets.
+func (t *simTruth) setting(b *simBucket, p Policy) {
+	promise := t.promise(b.name)
+	// What a stranger sets between a look and a change can't be seen.
+	if b.policy.Locked && p.weakerThan(b.policy) && b.policySince < t.w.current.looked {
+		t.w.violation("set weaker", "bucket %s has a %s, set is %s", b.name, b.policy, p)
+	}
+	if promise.recorded.Locked && p.weakerThan(promise.recorded) {
+		t.w.violation("set weaker", "bucket %s is recorded with a %s, set is %s", b.name, promise.recorded, p)
+	}
+	if p != promise.recorded && !promise.asked[p] && !p.None() && !promise.asked[Policy{Days: p.Days, Locked: true}] {
+		t.w.violation("set unasked", "bucket %s gets a %s that no spec has asked for", b.name, p)
+	}
+}
+
+// owner of a version by its key; false if it lies under no prefix of an entry.
+func (t *simTruth) under(o *simOwner, b *simBucket, key string) bool {
+	return o.bucket == b.name && strings.HasPrefix(key, o.base+"/")
+}
+
+// margin is how far clocks may be apart.
+func (t *simTruth) margin() time.Duration { return t.w.store.skew.Abs() + 3*time.Second }
+
+// removing judges the removal of a version by a daemon; others may remove what is free.
+func (t *simTruth) removing(b *simBucket, v *simVersion) {
+	pass := t.w.current
+	if pass == nil {
+		return
+	}
+	d := pass.life.daemon
+	what := fmt.Sprintf("%s of %s deletes %s/%s", pass.label(), d.name, b.name, v.key)
+	t.w.note("deletes %s/%s #%d", b.name, v.key, v.id)
+	t.w.count("deleted", pass.ctl.c.resource)
+	pass.deletes++
+	if strings.HasPrefix(v.key, ".bucketwarden/") {
+		t.w.count("deleted", "mark")
+		t.removingMark(b, v, what)
+		return
+	}
+	condemned := false
+	began := t.w.passBegan(pass)
+	for _, o := range t.owners {
+		if !t.under(o, b, v.key) {
+			continue
+		}
+		p := t.prefix(o.bucket, o.base)
+		condemned = condemned || p.condemned
+		if o.live == 0 || p.excused != "" || o.held && o.name != pass.key {
+			continue
+		}
+		switch since := o.live; {
+		case o.api == d.api && !o.gone:
+			if since < pass.work {
+				t.w.violation("live owner", "%s, which belongs to the live %s (since %d, looked at %d)", what, o, since, pass.work)
+			}
+		case o.ready > 0 && o.ready < pass.work:
+			license := p.beganAt
+			if !began.IsZero() {
+				license = began
+			}
+			if license.Add(t.margin()).Before(o.liveAt) || license.IsZero() {
+				t.w.violation("other cluster", "%s, which %s took into use at %s, after this deletion began at %s", what, o, o.liveAt.Format(time.TimeOnly), license.Format(time.TimeOnly))
+			}
+			t.w.count("note", "deleted what another cluster had in use before")
+			condemned = true
+		}
+	}
+	if condemned {
+		return
+	}
+	if pass.ctl.c.resource == resourceBackupBuckets {
+		switch promise := t.promise(b.name); {
+		case !promise.deleting:
+			t.w.violation("nobody", "%s, whose BackupBucket is not being deleted", what)
+		case b.foreign && !promise.takenOver:
+			t.w.violation("adopted", "%s, which was there before the BackupBucket", what)
+		}
+		return
+	}
+	t.w.violation("nobody", "%s, which is nobody's of ours", what)
+}
+
+// removingMark sees to it that no older tombstone counts again.
+func (t *simTruth) removingMark(b *simBucket, v *simVersion, what string) {
+	gone, ok := parseMark(v.key, v.created)
+	if !ok {
+		return
+	}
+	var newest *mark
+	for _, other := range b.versions {
+		m, ok := parseMark(other.key, other.created)
+		if other != v && ok && m.entry == gone.entry && (newest == nil || newest.compare(m) < 0) {
+			newest = &m
+		}
+	}
+	if gone.revoked && newest != nil && !newest.revoked && newest.compare(gone) < 0 {
+		t.w.violation("mark order", "%s, whereby the tombstone %s counts again", what, newest.key)
+	}
+}
+
+func (t *simTruth) removingBucket(b *simBucket) {
+	if t.w.current == nil {
+		return
+	}
+	promise := t.promise(b.name)
+	if !promise.deleting {
+		t.w.violation("bucket of live", "bucket %s is deleted, its BackupBucket is not", b.name)
+	}
+	t.w.count("deleted", "bucket")
+	for _, o := range t.owners {
+		if o.bucket == b.name && !o.gone && o.live > 0 && o.live < t.w.current.work && o.api == t.w.current.life.daemon.api {
+			t.w.violation("bucket of live", "bucket %s is deleted, and %s refers to it", b.name, o)
+		}
+	}
+}
+
+func (t *simTruth) removingGroup(name string, g *simGroup) {
+	if t.w.current == nil {
+		return
+	}
+	t.w.count("deleted", "resource group")
+	if g.foreign {
+		t.w.violation("group", "the resource group %s is deleted, and was there before", name)
+	}
+	if b := t.w.store.buckets[name]; b != nil {
+		t.w.violation("group", "the resource group %s is deleted with the container in it", name)
+	}
+}
+
+// passBegan is when the deletion began that a pass over an entry carries out; zero for others.
+func (w *simWorld) passBegan(pass *simPass) time.Time {
+	if pass.ctl.c.resource != resourceBackupEntries {
+		return time.Time{}
+	}
+	var began time.Time
+	for _, o := range w.truth.owners {
+		if o.api == pass.life.daemon.api && o.name == pass.key && o.deleting && o.beganAt.After(began) {
+			began = o.beganAt
+		}
+	}
+	return began
+}
+
+// settled is what holds once nothing disturbs the daemons any more.
+func (t *simTruth) settled() {
+	for name, p := range t.promises {
+		b := t.w.store.buckets[name]
+		// Nothing is written any more to one that only waits for its retention to end.
+		waits := p.deleting && !slices.ContainsFunc(t.owners, func(o *simOwner) bool {
+			return o.bucket == name && !o.gone && o.api == t.w.env.owner[name].api && o.madeAt.Before(p.deletingAt)
+		})
+		if b != nil && p.exists && !waits && p.recorded.Locked && b.policy.weakerThan(p.recorded) {
+			t.w.violation("lock weaker", "bucket %s has a %s for longer than an interval, recorded is a %s", name, b.policy, p.recorded)
+		}
+	}
+	for _, o := range t.owners {
+		if o.live == 0 || o.ready == 0 || o.gone || o.migrates {
+			continue
+		}
+		b := t.w.store.buckets[o.bucket]
+		if b == nil || t.prefix(o.bucket, o.base).excused != "" {
+			continue
+		}
+		if newest := t.newest(b, o.base); newest != nil && !newest.revoked {
+			t.w.violation("tombstone against live", "the tombstone %s stands against the live %s", newest.key, o)
+		}
+	}
+}
+
+// newest mark of an entry in a bucket; nil if there is none.
+func (t *simTruth) newest(b *simBucket, base string) *mark {
+	var newest *mark
+	for _, v := range b.versions {
+		if m, ok := parseMark(v.key, v.created); ok && m.entry == base && (newest == nil || newest.compare(m) < 0) {
+			newest = &m
+		}
+	}
+	return newest
+}
+
+// ended is what holds once everything was deleted and no retention is left.
+func (t *simTruth) ended() {
+	for _, d := range t.w.daemons {
+		for _, name := range d.api.names(resourceBackupEntries) {
+			t.w.violation("entry stuck", "the BackupEntry %s of %s is still there: %s", name, d.name, simJSON(d.api.read(resourceBackupEntries, "", name)["status"]))
+		}
+		for _, name := range d.api.names("secrets") {
+			namespace, rest, _ := strings.Cut(name, "/")
+			s := simMeta(d.api.read("secrets", namespace, rest))
+			if f := s.GetFinalizers(); slices.Contains(f, finalizerBackupEntry) && t.excusedSecrets[d.name+" "+name] == "" {
+				t.w.violation("secret held", "the secret %s of %s is still held: %v", name, d.name, f)
+			}
+		}
+	}
+	for _, name := range t.w.env.buckets {
+		b := t.w.store.buckets[name]
+		if b == nil || !t.promise(name).exists {
+			// Nobody is there to sweep it.
+			continue
+		}
+		for _, o := range t.owners {
+			if p := t.prefix(o.bucket, o.base); o.bucket != b.name || !p.owed || p.excused != "" {
+				continue
+			}
+			for _, v := range b.versions {
+				if t.under(o, b, v.key) {
+					t.w.violation("forgotten", "%s/%s was forgotten: %s is gone, no mark tells of it", b.name, v.key, o)
+				}
+			}
+			if m := t.newest(b, o.base); m != nil {
+				t.w.violation("mark left", "the mark %s is left", m.key)
+			}
+		}
+	}
+}
+
+var simProviders = map[string]provider{storeS3: &s3Clients{}, storeAzure: &azureClients{}}
