@@ -225,7 +225,11 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		entries:        entries.GetIndexer(),
 		entriesClient:  entryClient,
 	}
-	bucketController.reconcile, bucketController.onGone = bucketReconciler.reconcile, d.metrics.forgetBucket
+	bucketController.reconcile = bucketReconciler.reconcile
+	bucketController.onGone = func(name string) {
+		d.metrics.forgetBucket(name)
+		purges.forget(kindBackupBucket, name)
+	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
 	entryReconciler := &entryReconciler{reconciler{
@@ -235,6 +239,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		scope:    scope, recorder: recorder, metrics: d.metrics, purges: purges,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
+	entryController.onGone = func(name string) { purges.forget(kindBackupEntry, name) }
 
 	// A healthy bucket needs no reconcile after a restart, but a look at the cloud.
 	bucketEvents, err := watchObjects(buckets, scope, bucketController, bucketController.queue.Add)

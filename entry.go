@@ -391,7 +391,7 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	keep := func() (time.Duration, error) {
 		// Its reconcile may have looked for a tombstone just before we have written one.
 		if openErr == nil {
-			if _, err := revoke(ctx, objects, base, inUse.uid); err != nil && !errors.Is(err, errNotOurBucket) {
+			if err := leaveTo(ctx, objects, base, inUse.uid); err != nil && !errors.Is(err, errNotOurBucket) {
 				return fail(fmt.Errorf("revoking the tombstone of %s, which is in use by BackupEntry %s: %w", base, inUse.entry, err))
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -122,11 +123,11 @@ func (all *purges) run(ctx context.Context, store versions, order purgeOrder) (P
 	return p.result, err
 }
 
-// forget drops what is remembered of a purge.
-func (all *purges) forget(name string) {
+// forget drops what is remembered of the purges of an object that is gone.
+func (all *purges) forget(kind, name string) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	delete(all.states, name)
+	maps.DeleteFunc(all.states, func(purge string, _ purgeState) bool { return strings.HasPrefix(purge, kind+"/"+name+"/") })
 }
 
 // softDeadline leaves a sixth of the time of a pass for what comes after the list.
@@ -551,7 +552,7 @@ func (p *purge) count(batch []version, answers []removal, presumed bool) (next r
 		case answer.outcome == removalRefused && split:
 			next.refused = append(next.refused, v)
 		case answer.outcome == removalRetained, answer.outcome == removalRefused:
-			p.kept(v, answer, presumed, len(batch) == 1 || answer.outcome == removalRetained)
+			p.kept(v, answer, presumed)
 		case answer.outcome == removalAgain:
 			next.again, next.err = append(next.again, v), answer.err
 		case answer.outcome == removalUntried:
@@ -581,13 +582,13 @@ func (p *purge) gone(v version, presumed bool) {
 	}
 }
 
-// kept counts a version that the store refused to delete; certain: because of this very one.
-func (p *purge) kept(v version, answer removal, presumed, certain bool) {
+// kept counts a version that the store refused to delete.
+func (p *purge) kept(v version, answer removal, presumed bool) {
 	switch {
 	case answer.held && !v.held:
 		// It is the bucket's, which holds everything.
 		p.held = true
-	case certain && !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
+	case !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
 		p.refusedSince = v.created
 	}
 	if !presumed {

@@ -339,7 +339,7 @@ func (e *simEnv) ended() {
 				keys = append(keys, v.key)
 			}
 			w.violation("bucket left", "bucket %s is still there with %q", bucket, keys)
-		case g != nil && !g.foreign && !g.other && p.everReady:
+		case g != nil && !g.foreign && !g.other && p.everReady && p.ours:
 			w.violation("group left", "the resource group %s is still there", bucket)
 		}
 	}

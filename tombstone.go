@@ -320,6 +320,15 @@ func takeOver(ctx context.Context, objects Objects, entry string, owner types.UI
 	return of.buried(), putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
 }
 
+// leaveTo says that a prefix is in use by another entry, if its marks say anything else.
+func leaveTo(ctx context.Context, objects Objects, entry string, owner types.UID) error {
+	of, _, err := readMarks(ctx, objects, entry)
+	if err != nil || of.count == 0 || of.newest.by(owner) || of.newest.revoked && owner == "" {
+		return err
+	}
+	return putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
+}
+
 // checkStands makes sure that a tombstone is still the newest mark of its entry.
 func checkStands(ctx context.Context, objects Objects, tombstone mark) error {
 	of, _, err := readMarks(ctx, objects, tombstone.entry)
