@@ -527,7 +527,7 @@ func (p *purge) count(batch []version, answers []removal, presumed bool) (next r
 		case answer.outcome == removalRefused && split:
 			next.refused = append(next.refused, v)
 		case answer.outcome == removalRetained, answer.outcome == removalRefused:
-			p.kept(v, answer, presumed, len(batch) == 1 || answer.outcome == removalRetained)
+			p.kept(v, answer, presumed)
 		case answer.outcome == removalAgain:
 			next.again, next.err = append(next.again, v), answer.err
 		case answer.outcome == removalUntried:
@@ -557,13 +557,13 @@ func (p *purge) gone(v version, presumed bool) {
 	}
 }
 
-// kept counts a version that the store refused to delete; certain: because of this very one.
-func (p *purge) kept(v version, answer removal, presumed, certain bool) {
+// kept counts a version that the store refused to delete.
+func (p *purge) kept(v version, answer removal, presumed bool) {
 	switch {
 	case answer.held && !v.held:
 		// It is the bucket's, which holds everything.
 		p.held = true
-	case certain && !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
+	case !v.marker && !v.held && !v.own && (p.refusedSince.IsZero() || v.created.Before(p.refusedSince)):
 		p.refusedSince = v.created
 	}
 	if !presumed {

@@ -211,7 +211,9 @@ func TestPurgeSample(t *testing.T) {
 			store.ends = func(v version) (time.Time, error) { return policy.until(v.created), nil }
 			result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/", policy: policy})
 			kept := int64(test.n - test.free)
-			want := PurgeResult{Deleted: int64(test.free), DeletedBytes: int64(test.free), Retained: kept, RetainedBytes: kept, Now: store.now, Seen: result.Seen}
+			want := PurgeResult{
+				Deleted: int64(test.free), DeletedBytes: int64(test.free), Retained: kept, RetainedBytes: kept, Now: store.now, Seen: result.Seen,
+			}
 			if kept > 0 {
 				want.RetainedUntil = policy.until(store.at(test.n - 1).created)
 			}
@@ -259,13 +261,31 @@ func TestPurgeGoesPastOneThatIsRetainedForLong(t *testing.T) {
 					}
 					store.wholly = wholly
 					result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/", policy: policy})
-					want := PurgeResult{Deleted: n - 1, DeletedBytes: n - 1, Retained: 1, RetainedBytes: 1, Now: store.now, RetainedUntil: until, Seen: result.Seen}
+					want := PurgeResult{
+						Deleted: n - 1, DeletedBytes: n - 1, Retained: 1, RetainedBytes: 1, Now: store.now, RetainedUntil: until, Seen: result.Seen,
+					}
 					if err != nil || result != want {
 						t.Errorf("%+v, %v, want %+v", result, err, want)
 					}
 				})
 			}
 		}
+	}
+}
+
+// Each round has requests of its own to find the free ones among what is refused wholly.
+func TestPurgeFindsFreeOnesInRefusedBatches(t *testing.T) {
+	const n = 3000
+	store := newMemVersions(n, memKeys(n, time.Now().Add(-24*time.Hour).UTC()))
+	kept := []string{store.at(7).key, store.at(1007).key, store.at(2007).key}
+	store.wholly = true
+	store.keeps = func(v version) bool { return slices.Contains(kept, v.key) }
+	result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/"})
+	if err != nil || result.Deleted != n-3 || result.Retained != 3 || len(store.gone) != n-3 {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if store.removes > 4*purgeSplits {
+		t.Errorf("%d deletions", store.removes)
 	}
 }
 
@@ -280,6 +300,15 @@ func TestPurgeAsksForNothingThatIsKnown(t *testing.T) {
 		}
 		result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/"})
 		if err != nil || result.Retained != 20000 || !result.RetainedUntil.IsZero() || store.removes != 1 {
+			t.Errorf("%+v, %v after %d deletions", result, err, store.removes)
+		}
+	})
+	t.Run("own", func(t *testing.T) {
+		at := memKeys(0, time.Now().Add(-24*time.Hour).UTC())
+		store := newMemVersions(5000, func(i int) version { v := at(i); v.own = i == 0; return v })
+		store.keeps = func(v version) bool { return v.own }
+		result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/"})
+		if err != nil || result.Deleted != 4999 || result.Retained != 1 || store.removes != 5 {
 			t.Errorf("%+v, %v after %d deletions", result, err, store.removes)
 		}
 	})
@@ -393,7 +422,8 @@ func TestPurgeTriesAgain(t *testing.T) {
 			}
 			return removal{outcome: removalGone}
 		})
-		if result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"}); err != nil || result.Deleted != 50 || store.removes != 100 {
+		result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"})
+		if err != nil || result.Deleted != 50 || store.removes != 100 {
 			t.Errorf("%+v, %v after %d attempts", result, err, store.removes)
 		}
 	})
@@ -405,7 +435,8 @@ func TestPurgeTriesAgain(t *testing.T) {
 			}
 			return removal{outcome: removalGone}
 		})
-		if result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"}); !errors.Is(err, busy) || result.Deleted != 10 || store.removes != 10+purgeAttempts {
+		result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"})
+		if !errors.Is(err, busy) || result.Deleted != 10 || store.removes != 10+purgeAttempts {
 			t.Errorf("%+v, %v after %d attempts", result, err, store.removes)
 		}
 	})
@@ -420,7 +451,8 @@ func TestPurgeTriesAgain(t *testing.T) {
 	t.Run("the bucket is gone", func(t *testing.T) {
 		store := newMemVersions(50, memKeys(50, time.Now().Add(-time.Hour)))
 		store.answer = func([]version) ([]removal, error) { return nil, errNoBucket }
-		if result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"}); err != nil || result.Deleted != 0 || result.Retained != 0 {
+		result, err := (&purges{}).run(t.Context(), store, purgeOrder{prefix: "a/"})
+		if err != nil || result.Deleted != 0 || result.Retained != 0 {
 			t.Errorf("%+v, %v", result, err)
 		}
 	})
@@ -496,8 +528,12 @@ func TestPurgeGoesOn(t *testing.T) {
 				break
 			}
 			// A version that was looked at twice is in the sample once.
-			if seen := slices.Compact(slices.SortedFunc(slices.Values(store.asked), func(v, w version) int { return cmp.Compare(v.key, w.key) })); len(seen) != len(store.asked) {
-				t.Errorf("of %d that were asked for, %d are different", len(store.asked), len(seen))
+			different := map[string]bool{}
+			for _, v := range store.asked {
+				different[v.key] = true
+			}
+			if len(different) != len(store.asked) {
+				t.Errorf("of %d that were asked for, %d are different", len(store.asked), len(different))
 			}
 		})
 	})

@@ -272,7 +272,9 @@ func testStoreLegalHold(t *testing.T, backend storeBackend) {
 }
 
 // suiteHard are keys that XML 1.0 cannot carry, or changes.
-var suiteHard = []string{"control\x01", "\x1f", "new\nline", "carriage\rreturn", "tab\t", "not\uFFFEXML", "\uFFFF", "delete\x7f", "&#1;", "]]>", "%00%01"}
+var suiteHard = []string{
+	"control\x01", "\x1f", "new\nline", "carriage\rreturn", "tab\t", "not\uFFFEXML", "\uFFFF", "delete\x7f", "&#1;", "]]>", "%00%01",
+}
 
 // testStoreHardKeys: whoever can write to a bucket must not keep us from listing and deleting.
 func testStoreHardKeys(t *testing.T, backend storeBackend) {
@@ -283,7 +285,7 @@ func testStoreHardKeys(t *testing.T, backend storeBackend) {
 				hard = append(hard, name)
 			}
 		}
-		b.t.Logf("the store takes %d of %d: %q", len(hard), len(suiteHard), hard)
+		b.t.Logf("the store takes %q", hard)
 		b.purge(open(Policy{}), "", PurgeResult{Deleted: int64(len(hard)), DeletedBytes: int64(len(hard))})
 		b.wantObjects()
 		for _, prefix := range []string{"a--1/", tombstonePrefix + "a/", ""} {

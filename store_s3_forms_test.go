@@ -146,7 +146,8 @@ func breakAnswer(w http.ResponseWriter, body string, reset bool) {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Fprintf(buffer, "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%s", len(body)+100, body[:len(body)-10])
+	fmt.Fprintf(buffer, "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%s",
+		len(body)+100, body[:len(body)-10])
 	_ = buffer.Flush()
 	if linger, ok := connection.(interface{ SetLinger(int) error }); ok && reset {
 		_ = linger.SetLinger(0)
@@ -311,7 +312,8 @@ func (f *formS3) object(w http.ResponseWriter, r *http.Request, operation string
 	case b.versions[i].until.IsZero():
 		answerS3Error(w, http.StatusNotFound, "NoSuchObjectLockConfiguration", "none")
 	default:
-		fmt.Fprintf(w, "<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>", b.versions[i].until.Format(time.RFC3339Nano))
+		fmt.Fprintf(w, "<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>",
+			b.versions[i].until.Format(time.RFC3339Nano))
 	}
 }
 
@@ -342,7 +344,8 @@ func (b *formBucket) list(w io.Writer, q url.Values, plain bool) {
 			if plain {
 				fmt.Fprintf(w, "<IsTruncated>true</IsTruncated><NextContinuationToken>%s</NextContinuationToken>", url.QueryEscape("token "+last.key))
 			} else {
-				fmt.Fprintf(w, "<IsTruncated>true</IsTruncated><NextKeyMarker>%s</NextKeyMarker><NextVersionIdMarker>%s</NextVersionIdMarker>", encode(last.key), last.id)
+				fmt.Fprintf(w, "<IsTruncated>true</IsTruncated><NextKeyMarker>%s</NextKeyMarker><NextVersionIdMarker>%s</NextVersionIdMarker>",
+					encode(last.key), last.id)
 			}
 			break
 		}
@@ -460,16 +463,21 @@ func (b *formBackend) list(_ *testing.T, bucket string) (objects []suiteObject) 
 
 // TestStoreForms runs the acceptance suite against S3 in its other known forms.
 func TestStoreForms(t *testing.T) {
-	all := []string{"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Ageing", "LegalHold", "Delete", "Open", "Faults", "Concurrency", "Cancellation"}
+	all := []string{
+		"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Ageing", "LegalHold",
+		"Delete", "Open", "Faults", "Concurrency", "Cancellation",
+	}
 	unlocked := []string{"Purge", "PurgeMany", "HardKeys", "Marks", "Open", "Concurrency", "Cancellation"}
 	for name, test := range map[string]struct {
 		form s3Form
 		run  []string
 	}{
-		"AWS":                      {run: all},
-		"Content-MD5":              {form: s3Form{md5: "MissingContentMD5"}, run: all},
-		"no batches":               {form: s3Form{noBatches: 501}, run: all},
-		"refuses batches":          {form: s3Form{wholly: true}, run: []string{"Policy", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Delete", "Concurrency", "Cancellation"}},
+		"AWS":         {run: all},
+		"Content-MD5": {form: s3Form{md5: "MissingContentMD5"}, run: all},
+		"no batches":  {form: s3Form{noBatches: 501}, run: all},
+		"refuses batches": {form: s3Form{wholly: true}, run: []string{
+			"Policy", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Delete", "Concurrency", "Cancellation",
+		}},
 		"no versions":              {form: s3Form{plain: 501}, run: unlocked},
 		"no versions, not allowed": {form: s3Form{plain: 405, noBatches: 405}, run: unlocked},
 	} {

@@ -273,7 +273,9 @@ func both(t *testing.T, backend storeBackend, f func(b *suiteBucket, open func(r
 		b.create()
 		f(b, func(recorded Policy) versions {
 			ref := backend.ref(b.name)
-			ref.Recorded = recorded
+			if ref.Recorded = recorded; backend.kind() == storeAzure {
+				return b.Store // which has read the policy
+			}
 			store, err := b.opener.openStore(ref, backend.credentials())
 			b.must(err)
 			return store
