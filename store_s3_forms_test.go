@@ -115,13 +115,6 @@ func (b *formBucket) add(v formVersion) {
 	b.versions = slices.Insert(b.versions, i, v)
 }
 
-func (b *formBucket) keys() (keys []string) {
-	for _, v := range b.versions {
-		keys = append(keys, v.key)
-	}
-	return keys
-}
-
 func (f *formS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	raw, _ := io.ReadAll(r.Body)
 	operation := formOperation(r)
