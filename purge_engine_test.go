@@ -278,7 +278,7 @@ func TestPurgeFindsFreeOnesInRefusedBatches(t *testing.T) {
 	const n = 3000
 	store := newMemVersions(n, memKeys(n, time.Now().Add(-24*time.Hour).UTC()))
 	kept := []string{store.at(7).key, store.at(1007).key, store.at(2007).key}
-	store.wholly = true
+	store.has.serial, store.wholly = true, true
 	store.keeps = func(v version) bool { return slices.Contains(kept, v.key) }
 	result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/"})
 	if err != nil || result.Deleted != n-3 || result.Retained != 3 || len(store.gone) != n-3 {
@@ -306,6 +306,7 @@ func TestPurgeAsksForNothingThatIsKnown(t *testing.T) {
 	t.Run("own", func(t *testing.T) {
 		at := memKeys(0, time.Now().Add(-24*time.Hour).UTC())
 		store := newMemVersions(5000, func(i int) version { v := at(i); v.own = i == 0; return v })
+		store.has.serial = true
 		store.keeps = func(v version) bool { return v.own }
 		result, err := (&purges{}).run(t.Context(), store, purgeOrder{bucket: "b", prefix: "a/"})
 		if err != nil || result.Deleted != 4999 || result.Retained != 1 || store.removes != 5 {
