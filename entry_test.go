@@ -180,6 +180,7 @@ func TestEntryNames(t *testing.T) {
 			for _, namespace := range []string{"garden", "kube-system", "-kube-system", "shoot--p", "shoot--p--s", "x"} {
 				h.putNamespace(namespace, false)
 			}
+			h.cloud.put("b", Policy{})
 			h.putEntry(test.name, false)
 			_, err := h.passEntry(test.name)
 			if test.namespace != "" {
@@ -388,10 +389,6 @@ func TestEntryLeftAlone(t *testing.T) {
 			withLast(operationTypeMigrate, stateSucceeded, "done")(u)
 			withOperation(operationReconcile)(u)
 		},
-		"migrated and deleting": func(u *unstructured.Unstructured) {
-			withLast(operationTypeMigrate, stateSucceeded, "done")(u)
-			deleting(u)
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)
@@ -488,6 +485,7 @@ func TestEntryMigrateErrors(t *testing.T) {
 
 func TestEntryRestore(t *testing.T) {
 	h := newHarness(t)
+	h.cloud.put("b", Policy{})
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, false, withOperation(operationRestore))
 	h.answer("create", "secrets", 1, apierrors.NewServiceUnavailable("etcd is slow"))
@@ -500,6 +498,14 @@ func TestEntryRestore(t *testing.T) {
 	}
 	if _, err := h.passEntry(testEntry); err != nil {
 		t.Error(err)
+	}
+	// It comes from another cluster, which it tells the bucket.
+	if at := slices.IndexFunc(h.trace, func(line string) bool {
+		return strings.HasPrefix(line, "store b Put "+revocationKey(testEntry, "")[:len(tombstonePrefix)+len(testEntry)+9])
+	}); at < 0 {
+		t.Errorf("trace %q", h.trace)
+	} else {
+		h.trace = slices.Delete(h.trace, at, at+1)
 	}
 	h.wantTrace(
 		"get secrets garden/entry",
@@ -529,6 +535,7 @@ func TestEntryRestore(t *testing.T) {
 // reconcile has to go before the first status write.
 func TestEntryReconcileAfterFailedRestore(t *testing.T) {
 	h := newHarness(t)
+	h.cloud.put("b", Policy{})
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, true, withLast(operationTypeRestore, stateError, "no"), withOperation(operationReconcile))
 	if _, err := h.passEntry(testEntry); err != nil {
@@ -953,6 +960,7 @@ func TestEntryWantedOnAStaleCache(t *testing.T) {
 // What the client asks for during a restore is left to the next pass.
 func TestEntryRestoreKeepsANewerOperation(t *testing.T) {
 	h := newHarness(t)
+	h.cloud.put("b", Policy{})
 	h.putNamespace(testNamespace, false)
 	h.putEntry(testEntry, false, withOperation(operationRestore))
 	h.on("create", "secrets", 1, func() error {
@@ -1117,4 +1125,22 @@ func TestS3EntryWithARecord(t *testing.T) {
 		t.Error(err)
 	}
 	h.wantEtcdBackup(testNamespace, "etcd-backup", testEntry)
+}
+
+// Whoever takes the annotation away between the status and the finalizers does not keep an
+// entry for ever: it has migrated, and its objects belong to another seed.
+func TestEntryMigratedAndDeletedIsHandedOver(t *testing.T) {
+	h := newHarness(t)
+	h.putPrefix(testEntry)
+	h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry), withLast(operationTypeMigrate, stateSucceeded, "done"), deleting)
+	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantPrefix(testEntry, 2)
+	if h.get(entriesGVR, testEntry) != nil && len(h.get(entriesGVR, testEntry).GetFinalizers()) > 0 {
+		t.Error("the entry is held")
+	}
+	if got := h.secret("garden", "entry").Finalizers; len(got) > 0 {
+		t.Errorf("the secret has finalizers %v", got)
+	}
 }

@@ -197,7 +197,7 @@ type bucketStatus struct {
 	Origin             bucketOrigin        `json:"origin,omitempty"`
 }
 
-// recordedPolicy is a policy in providerStatus. Mode is what the store calls it; it is only written.
+// recordedPolicy is a policy in providerStatus. Mode is what the store calls it; compliance is locked.
 type recordedPolicy struct {
 	immutabilityConfig
 	Mode string `json:"mode,omitempty"`
@@ -237,6 +237,7 @@ func readRecord(raw []byte) record {
 	if status.Immutability != nil {
 		// What cannot be read is no policy.
 		r.Policy, _ = status.Immutability.policy(providerConfigPath, math.MaxInt32)
+		r.Policy.Locked = !r.Policy.None() && (r.Policy.Locked || status.Immutability.Mode == modeCompliance)
 	}
 	return r
 }

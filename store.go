@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -252,4 +253,42 @@ type accountProvider interface {
 type extensionLimit interface {
 	// refuseExtension says why a locked policy cannot be extended any more.
 	refuseExtension(desired, live Policy) *Refusal
+}
+
+// PurgeResult counts object versions, delete markers included.
+type PurgeResult struct {
+	Deleted, Retained           int64
+	DeletedBytes, RetainedBytes int64
+	// Now is the store's time; only meaningful if something is retained.
+	Now time.Time
+	// RetainedUntil is when the newest retained version becomes free, as the store
+	// says; zero when it gives no date (a legal hold, or it was deleted meanwhile).
+	RetainedUntil time.Time
+	// Unfinished says that the next pass has to go on; Seen is how many versions this purge
+	// has looked at so far.
+	Unfinished bool
+	Seen       int64
+}
+
+// retained describes what a purge has left.
+func (result PurgeResult) retained() string {
+	until := "; the store does not tell until when (a legal hold, for one, has no end)"
+	if !result.RetainedUntil.IsZero() {
+		until = " until " + result.RetainedUntil.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("retained%s", until)
+}
+
+// add adds what another purge has left.
+func (result *PurgeResult) add(other PurgeResult) {
+	if other.Retained == 0 {
+		return
+	}
+	if result.Retained == 0 {
+		*result = PurgeResult{Now: other.Now, RetainedUntil: other.RetainedUntil}
+	}
+	result.Retained, result.RetainedBytes = result.Retained+other.Retained, result.RetainedBytes+other.RetainedBytes
+	if other.RetainedUntil.IsZero() || other.RetainedUntil.After(result.RetainedUntil) && !result.RetainedUntil.IsZero() {
+		result.RetainedUntil = other.RetainedUntil
+	}
 }

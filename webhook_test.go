@@ -1744,6 +1744,7 @@ func (r fuzzReview) weakens() bool {
 	}
 	status, _ := r.old["status"].(map[string]any)
 	record, _ := status["providerStatus"].(map[string]any)
+	delete(record, "origin")
 	if record["kind"] == "BackupBucketStatus" && len(record) == 2 && record["immutability"] != nil {
 		if days, locked, known := fuzzPolicy(record["immutability"], true); known && locked {
 			floor = max(floor, days)
