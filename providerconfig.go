@@ -235,9 +235,16 @@ func readRecord(raw []byte) record {
 		r.Cloud = status.CloudConfiguration.Name
 	}
 	if status.Immutability != nil {
-		// What cannot be read is no policy.
-		r.Policy, _ = status.Immutability.policy(providerConfigPath, math.MaxInt32)
-		r.Policy.Locked = !r.Policy.None() && (r.Policy.Locked || status.Immutability.Mode == modeCompliance)
+		// What cannot be read, or contradicts itself, is no policy.
+		policy, err := status.Immutability.policy(providerConfigPath, math.MaxInt32)
+		if mode := status.Immutability.Mode; err == nil && mode != "" {
+			locked := status.Immutability.Locked
+			if locked != nil && *locked != (mode == modeCompliance) {
+				return r
+			}
+			policy.Locked = mode == modeCompliance
+		}
+		r.Policy = policy
 	}
 	return r
 }

@@ -217,11 +217,11 @@ func TestAzureRequestsOfADeletion(t *testing.T) {
 		mustEqual(t, "requests of a new entry", operations(a.Requests(bucket)), strings.Fields(want))
 	}
 
-	// One that does not know of the policy learns from the first refusals.
+	// One that does not know of the policy learns from the first refusals, and asks for a sample of the rest.
 	writeSecret(t, secretName(entries, "source-"+name), getSecret(t, gardenNamespace, generatedName(bucket)).Data)
 	create(t, entries, d.azureEntry("source-"+name, bucket))
 	waitHealthy(t, entries, "source-"+name)
-	measure("source-"+name, "retained (by an unknown policy)", 6)
+	measure("source-"+name, "retained (by an unknown policy)", 7)
 	awaitEvent(t, "ObjectsRetained", "source-"+name, fmt.Sprintf("%d objects", objects))
 	revoked("ListBlobs PutBlob ListBlobs", func() { d.createAzureEntry(t, name, bucket) })
 	measure(name, "retained", 4)

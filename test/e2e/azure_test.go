@@ -1387,12 +1387,17 @@ func TestAzureSecretsStaySecret(t *testing.T) {
 		})
 		remove(t, entries, entry)
 		o := waitFor(t, entries, entry, func(o *unstructured.Unstructured) error {
-			if o != nil && str(o, "status", "lastOperation", "type") != "Delete" {
+			if o == nil {
+				return nil // it was never ready
+			}
+			if str(o, "status", "lastOperation", "type") != "Delete" {
 				return errors.New("deletion has not begun")
 			}
 			return inState("Error")(o)
 		})
-		t.Log(what, str(o, "status", "lastError", "description"))
+		if o != nil {
+			t.Log(what, str(o, "status", "lastError", "description"))
+		}
 	}
 	secretValues = append(secretValues, "TWFya2VyTWFya2Vy")
 

@@ -219,7 +219,7 @@ func TestBucketPolicyIsFreeWhileUnlocked(t *testing.T) {
 	reconcile(t, buckets, name, setImmutability(nil))
 	o = waitHealthy(t, buckets, name)
 	checkRetention(t, name, "none")
-	if has(o, "status", "providerStatus") {
+	if has(o, "status", "providerStatus", "immutability") {
 		t.Errorf("providerStatus is %v without a policy", o.Object["status"])
 	}
 	if got := d.value(t, "bucketwarden_backupbucket_retention_seconds", "bucket="+name); got != 0 {
@@ -248,9 +248,10 @@ func TestBucketLeavesForeignPoliciesAlone(t *testing.T) {
 		if message, _ := conditionOf(o, "BucketImmutable")["message"].(string); !strings.Contains(message, "not set by bucketwarden") {
 			t.Errorf("the condition does not report the foreign policy: %q", message)
 		}
-		if has(o, "status", "providerStatus") {
+		if has(o, "status", "providerStatus", "immutability") {
 			t.Errorf("providerStatus claims a foreign policy: %v", o.Object["status"])
 		}
+		mustEqual(t, "where the bucket comes from", str(o, "status", "providerStatus", "origin"), "Adopted")
 		// Once it is asked for, it becomes ours.
 		reconcile(t, buckets, name, setImmutability(immutability("compliance", "192h")))
 		waitHealthy(t, buckets, name)

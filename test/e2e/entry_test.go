@@ -620,6 +620,8 @@ func TestDeletionWaitsForRetention(t *testing.T) {
 			t.Errorf("%d renewals of the confirmation made %v passes", renewed, passes)
 		}
 		mustEqual(t, "store requests of a deletion that is not due", counts, map[string]int{})
+		// The bucket was there before: the tombstone stays until what it stands for is gone.
+		left = slices.DeleteFunc(left, func(key string) bool { return strings.HasPrefix(key, ".bucketwarden/") })
 		mustEqual(t, "what is left", left, []string{key})
 
 		ctx, stop := context.WithCancel(t.Context())
