@@ -242,9 +242,9 @@ func readMarks(ctx context.Context, objects Objects, entry string) (of marks, no
 	return of, reader.now, err
 }
 
-// putMark writes a mark and sees to it that it is the newest of its entry. existing are those
-// that there were before.
-func putMark(ctx context.Context, objects Objects, entry string, revoked bool, existing marks, key func() string) error {
+// putMark writes a mark and sees to it that it counts: that done says so of the marks that
+// there are then. existing are those that there were before.
+func putMark(ctx context.Context, objects Objects, entry string, existing marks, key func() string, done func(marks) bool) error {
 	for {
 		if err := objects.Put(ctx, key()); err != nil || existing.count == 0 {
 			return err
@@ -253,7 +253,7 @@ func putMark(ctx context.Context, objects Objects, entry string, revoked bool, e
 		if err != nil {
 			return err
 		}
-		if of.count > 0 && (of.newest.revoked == revoked || !revoked && of.newest.key != existing.newest.key) {
+		if done(of) {
 			return nil
 		}
 		// Written within one tick of the store's clock.
@@ -261,6 +261,12 @@ func putMark(ctx context.Context, objects Objects, entry string, revoked bool, e
 			return fmt.Errorf("writing a mark of %s: %w", entry, err)
 		}
 	}
+}
+
+// putRevocation revokes whatever the marks of a prefix say.
+func putRevocation(ctx context.Context, objects Objects, entry string, existing marks, owner types.UID) error {
+	return putMark(ctx, objects, entry, existing, func() string { return revocationKey(entry, owner) },
+		func(of marks) bool { return of.newest.by(owner) })
 }
 
 // latestTry is when a prefix is tried again at the latest: a single object with a longer
@@ -298,7 +304,9 @@ func bury(ctx context.Context, guard *prefixGuard, result PurgeResult) error {
 	}
 	// Names have seconds: rounded down, the sweep would come too early.
 	due = due.Add(time.Second - 1).Truncate(time.Second)
-	return putMark(ctx, objects, entry, false, of, func() string { return tombstoneKey(entry, due, result) })
+	return putMark(ctx, objects, entry, of, func() string { return tombstoneKey(entry, due, result) },
+		// Whoever has written a later one is right.
+		func(now marks) bool { return now.newest.key != of.newest.key })
 }
 
 // revoke says that the prefix of an entry is in use: one request, 3 if there is a tombstone.
@@ -307,7 +315,7 @@ func revoke(ctx context.Context, objects Objects, entry string, owner types.UID)
 	if err != nil || !of.buried() {
 		return false, err
 	}
-	return true, putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
+	return true, putRevocation(ctx, objects, entry, of, owner)
 }
 
 // takeOver is a revoke for an entry that comes from another cluster: it says so even if there
@@ -317,7 +325,7 @@ func takeOver(ctx context.Context, objects Objects, entry string, owner types.UI
 	if err != nil || of.newest.by(owner) {
 		return false, err
 	}
-	return of.buried(), putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
+	return of.buried(), putRevocation(ctx, objects, entry, of, owner)
 }
 
 // leaveTo says that a prefix is in use by another entry, if its marks say anything else.
@@ -326,7 +334,7 @@ func leaveTo(ctx context.Context, objects Objects, entry string, owner types.UID
 	if err != nil || of.count == 0 || of.newest.by(owner) || of.newest.revoked && owner == "" {
 		return err
 	}
-	return putMark(ctx, objects, entry, true, of, func() string { return revocationKey(entry, owner) })
+	return putRevocation(ctx, objects, entry, of, owner)
 }
 
 // checkStands makes sure that a tombstone is still the newest mark of its entry.

@@ -37,7 +37,8 @@ func createdLast(t *testing.T, a *env.Azure, bucket, prefix string) time.Time {
 func checkTombstone(t *testing.T, a *env.Azure, bucket, entry string, due time.Time, objects int) {
 	t.Helper()
 	want := fmt.Sprintf("%s%s/deleted-%s-%d-", tombstones, entry, due.UTC().Format("20060102T150405Z"), objects)
-	if left := blobs(t, a, bucket, tombstones+entry+"/"); len(left) != 1 || !strings.HasPrefix(left[0], want) {
+	// One that was written within the same second as an older mark is written again.
+	if left := blobs(t, a, bucket, tombstones+entry+"/deleted-"); len(left) == 0 || !strings.HasPrefix(left[0], want) {
 		t.Errorf("tombstones are %v, want one that begins with %s", left, want)
 	}
 }
@@ -129,7 +130,8 @@ func TestAzureTombstoneIsRevoked(t *testing.T) {
 	d.createAzureEntry(t, name, bucket)
 	awaitEvent(t, "TombstoneRevoked", name, bucket)
 	marks := blobs(t, a, bucket, tombstones)
-	if len(marks) != 2 || !strings.HasPrefix(marks[1], tombstones+name+"/revoked-") {
+	// The source has left one as well, when it took the prefix over.
+	if n := len(blobs(t, a, bucket, tombstones+name+"/revoked-")); n != 2 {
 		t.Errorf("the tombstone was not revoked: %v", marks)
 	}
 	d.awaitValue(t, 0, "bucketwarden_backupbucket_tombstones", "bucket="+bucket)
@@ -150,10 +152,10 @@ func TestAzureTombstoneIsRevoked(t *testing.T) {
 	remove(t, entries, "source-"+name)
 	waitGone(t, entries, "source-"+name)
 	awaitEvent(t, "ObjectsKept", "source-"+name, name)
-	checkBlobs(t, a, bucket, "", blob)
+	checkBlobs(t, a, bucket, name+"/", blob)
 	remove(t, entries, name)
 	waitGone(t, entries, name)
-	checkBlobs(t, a, bucket, "")
+	checkBlobs(t, a, bucket, name+"/")
 }
 
 // A legal hold has no end: the sweep is tried hourly by Azure's clock.
