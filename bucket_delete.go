@@ -1,6 +1,7 @@
-// The end of a BackupBucket. Its bucket is deleted only when no BackupEntry refers to it, after a live look, and when the
-// store says that it is ours; one of a BackupBucket that never got ready only if it is empty. What is retained makes the
-// deletion wait in Processing, without any request until it is due. Until the last entry is gone, the lock is defended.
+// The end of a BackupBucket. Its bucket is deleted only when no BackupEntry refers to it, after a live look. It is emptied
+// only if we made it or took it over; one that was there before loses only what entries have left in it, and one of a
+// BackupBucket that never got ready nothing: both are deleted only if they are empty. What is retained makes the deletion
+// wait in Processing, without any request until it is due. Until the last entry is gone, the lock is defended.
 
 package main
 

@@ -1,6 +1,7 @@
-// A BackupEntry: the etcd-backup secret written for its cluster, first and whether the store answers or not; tombstones of
-// an earlier life revoked; handed over to another seed without deleting anything; and deleted with its objects, unless
-// the prefix belongs to another live entry. What is retained is left to a tombstone, so the entry never waits for it.
+// A BackupEntry. Its reconcile writes the etcd-backup secret for its cluster first, whether the store answers or not, and
+// revokes a tombstone that an earlier deletion has left. Migration hands it over to another seed and deletes nothing. Its
+// deletion deletes its objects, unless it never got ready or another live entry uses the prefix. What is retained is left
+// to a tombstone, so the entry never waits for it.
 
 package main
 

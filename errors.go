@@ -1,6 +1,6 @@
-// Every error that carries a Gardener code, and what can be told from an error. An error knows its own code, so codeOf
+// Every error that carries a Gardener code, and what can be found out from an error. An error knows its own code, so codeOf
 // finds it by type in the chain, never by its text. isTransient says that waiting helps. Errors of the network are told
-// by cause, with the host and without addresses or ports of ours, since they become part of a status.
+// by cause, with the host, and without addresses or ports of ours, since their text becomes part of a status.
 
 package main
 

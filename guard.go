@@ -3,9 +3,9 @@
 // Rules:
 //   - A purge, and the deletion of a bucket, of what it lies in or of a secret, takes a permit.
 //     Only this file makes one, and a zero one refuses, so that no path can leave it out.
-//   - A permit is asked ahead of every attempt, and reads live what shows that the thing belongs
-//     to the very object that is being deleted: the same UID, still being deleted.
-//   - Without an answer nothing is deleted.
+//   - A permit is asked ahead of every attempt. For objects and buckets it reads live what shows
+//     that they belong to the very object that is being deleted: the same UID, still being deleted.
+//   - If that cannot be read, nothing is deleted.
 
 package main
 

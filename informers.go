@@ -1,7 +1,7 @@
 // The two resources as we read them, and the events that count. Informers keep only the fields of backupBucket and
-// backupEntry, decoded without ever failing: what has a wrong shape is remembered in decodeErr and told by a pass. scope
-// says which objects are ours and which of their events are, as Gardener's own extensions do; what is admitted becomes
-// a key in the queue of a controller. What an informer holds is shared and never changed.
+// backupEntry. Decoding never fails: what has a wrong shape is remembered in decodeErr and told by a pass. scope says
+// which objects are ours and which of their events count, by the rules of Gardener's own extensions; an event that counts
+// becomes a key in the queue of a controller. What an informer holds is shared and never changed.
 
 package main
 

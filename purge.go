@@ -2,11 +2,11 @@
 //
 // Rules:
 //   - The permit is asked ahead of every attempt to delete; its error ends the purge.
-//   - What the list says is retained is never asked for. What is only presumed to be is asked
-//     for with a sample: if any of that goes, the next round takes nothing for granted.
-//   - Delete markers go last, and only where no version of their key is left: one on a retained
-//     version is half of a snapshot's exclusion.
-//   - Memory is constant; work is bounded, and the next pass goes on where this one stopped.
+//   - The store is never asked to delete what its list says is retained. Of what is only presumed to be retained, it is
+//     asked to delete a sample: if any of that goes, the next round presumes nothing.
+//   - Delete markers go last, and only where no version of their key is left: one on a retained version is half of a
+//     snapshot's exclusion (the other half is a tag).
+//   - Memory is constant; the work of a pass is bounded, and the next one goes on where it stopped.
 
 package main
 
@@ -29,8 +29,7 @@ const (
 	purgeRounds = 10
 	// purgeWork is how many versions one pass looks at, so that others get their turn.
 	purgeWork = 100000
-	// purgeSplits bounds the requests that find the free ones in batches that the store
-	// refuses as a whole.
+	// purgeSplits bounds the requests that find the free ones in batches that the store refuses as a whole.
 	purgeSplits = 32
 )
 
@@ -58,9 +57,8 @@ type purgeOrder struct {
 	uploads bool
 }
 
-// run deletes every version under the order's prefix (all if it is empty) that is not
-// retained. On an error the result says what was done until then. A bucket that does not
-// exist is an empty one.
+// run deletes every version under the order's prefix (all if it is empty) that is not retained. On an error the result
+// says what was done until then. A bucket that does not exist is an empty one.
 func (all *purges) run(ctx context.Context, store versions, order purgeOrder) (PurgeResult, error) {
 	all.mu.Lock()
 	state := all.states[order.name]
@@ -135,12 +133,10 @@ type markedKey struct {
 	more    bool // than maxMarkers
 }
 
-// maxMarkers bounds the delete markers of one key that are kept in memory; those beyond go
-// in the next round.
+// maxMarkers bounds the delete markers of one key that are kept in memory; those beyond go in the next round.
 const maxMarkers = 10000
 
-// sample is an even selection out of any number of versions. It is the same for the same
-// list, so that a purge can be repeated.
+// sample is an even selection out of any number of versions. It is the same for the same list.
 type sample struct {
 	kept         []version
 	stride, seen int // every stride-th of those seen is kept
@@ -316,8 +312,8 @@ func (p *purge) deletable(page page) []version {
 	return out
 }
 
-// orphaned returns the delete markers of a page, and of the key before, whose key has no
-// version. The list is in the order of keys.
+// orphaned returns the delete markers of a page, and of the key before, whose key has no version. The list is in the
+// order of keys.
 func (p *purge) orphaned(page page) (out []version) {
 	slices.SortStableFunc(page.versions, func(v, w version) int { return cmp.Compare(v.key, w.key) })
 	for _, v := range page.versions {
@@ -336,8 +332,7 @@ func (p *purge) orphaned(page page) (out []version) {
 	return out
 }
 
-// orphans returns the delete markers of the key that the list has come to the end of, and
-// goes on to the next.
+// orphans returns the delete markers of the key that the list has come to the end of, and goes on to the next.
 func (p *purge) orphans(next string) []version {
 	ended := p.key
 	p.key = markedKey{name: next}
@@ -425,8 +420,7 @@ func (p *purge) passOver(v version) bool {
 	return true
 }
 
-// probe asks for the sample of what was presumed to be retained. If some of that is free, so
-// may be what was not asked for.
+// probe asks for the sample of what was presumed to be retained. If some of that is free, so may be what was not tried.
 func (p *purge) probe(ctx context.Context) error {
 	batch := p.sample.kept
 	whole := p.sample.seen == len(batch)
@@ -568,8 +562,7 @@ func (p *purge) setError(key string, err error) {
 	}
 }
 
-// date finds out until when the rest is retained: the list told it, or the store is asked
-// about the youngest of those that it refused.
+// date finds out until when the rest is retained: the list told it, or the store is asked about the youngest refused one.
 func (p *purge) date(ctx context.Context) error {
 	if p.undated == nil {
 		return nil

@@ -1,7 +1,7 @@
-// What every pass has: the clients of its resource, events, and the only ways to open a bucket. They pick the credentials
+// What every pass has: the clients of its resource, events, and the only ways to open a bucket. These pick the credentials
 // (the secret that the spec names, or the generated one), tell the provider where the bucket was found, and name the
-// secret in what is wrong with it. The start of a deletion is here too, since both resources must read the object live
-// before anything is destroyed.
+// secret in errors about it. The secrets that an object holds are followed here when its spec changes. The start of a
+// deletion is here too, since both resources must read the object live before anything is deleted.
 
 package main
 

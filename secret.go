@@ -1,4 +1,4 @@
-// Secrets in and out: the credentials that a spec names, held with a finalizer as long as an object lives on them; the
+// Secrets in and out: the credentials that a spec names, held with a finalizer as long as an object uses them; the
 // generated secret that publishes an account's key; and the wanted etcd-backup secret of an entry. All are replaced with
 // an optimistic lock, and not written if they are as wanted. No value of a secret is ever logged or put into a status.
 

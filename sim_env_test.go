@@ -14,7 +14,7 @@ import (
 
 // Who else acts in the simulation: gardenlet on both clusters, the etcds that write backups,
 // and somebody with credentials and no good intentions (sim_tamper_test.go). Rules: gardenlet
-// does what CONTRACT.md says it does, in any order that Gardener allows; an entry without
+// does what it does in Gardener, in any order that is allowed there; an entry without
 // "source-" lives on one cluster at a time, and moves by migrate and restore.
 
 type simEnv struct {

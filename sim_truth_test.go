@@ -12,8 +12,8 @@ import (
 // happen. Rules: it judges by what could have been known. A pass looks at its own API server
 // before it deletes, so what came after it had last listed or deleted is a race that nobody
 // can win. Of another cluster only a mark in the bucket can tell, written before its entry is
-// told to be ready; it protects from deletions that had begun before. See DESIGN.md, "What is
-// ours, and may be deleted".
+// told to be ready; it protects from deletions that had begun before. See docs/security.md, "What
+// is deleted".
 
 // simOwner is a BackupEntry in one of its lives: one UID.
 type simOwner struct {

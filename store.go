@@ -1,6 +1,6 @@
-// The seam between the daemon and object stores: what a store must do (provider, Store, Objects), and what it may be able
-// to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// extensionLimit, accountStore). The rules of each method are here; an implementation has only what differs.
+// The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
+// be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
+// accountStore, extensionLimit, uploader). The rules of each method are here; an implementation has only what differs.
 
 package main
 

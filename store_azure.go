@@ -2,7 +2,7 @@
 //
 // Rules:
 //   - Locked is a locked container-level policy; it can be extended five times, ever.
-//   - Each change goes with the etag of what was read before: whoever comes too late reads anew.
+//   - Each change carries the etag of what was read before: if somebody was faster, it is read anew.
 //   - A container with version-level immutability has a policy that is only a default.
 
 package main

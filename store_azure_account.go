@@ -1,9 +1,10 @@
 // What a container on Azure lies in: the resource group, the storage account and its keys.
 //
 // Rules:
-//   - Settings that are weaker than wanted are changed, all else is a gap.
-//   - A key is regenerated once for each request: repeating it would end the access of the others.
-//   - An account or group that holds anything but the bucket is not deleted.
+//   - Settings that are weaker than wanted are changed; what cannot be changed is a gap.
+//   - A request that regenerates a key is never repeated: the repetition would replace the new key.
+//   - An account or group is deleted only if it has our tag, which is set when it is created, and
+//     holds nothing but the bucket.
 
 package main
 

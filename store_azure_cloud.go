@@ -1,9 +1,9 @@
-// The clouds of Azure: where their planes are.
+// The clouds of Azure: the hosts of their management plane, their data plane and Microsoft Entra ID.
 //
 // Rules:
 //   - Only the daemon's operator can add one, so that no resource can send credentials to a
 //     host of its own choice.
-//   - A cloud is found by its name, without one by the region, and by the domain of a secret.
+//   - A cloud is found by its name, or by the region if there is none; for an entry, by the domain in its secret.
 
 package main
 

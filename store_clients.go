@@ -2,8 +2,8 @@
 //
 // Rules:
 //   - A client is known by the content of its secret, of which only a hash is kept.
-//   - There are at most maxClients; the one that was not used for the longest time goes.
-//   - Every transport has the same limits, so that no store can hold a pass for ever.
+//   - At most maxClients are kept; the one that was not used for the longest time goes first.
+//   - Every transport has the same limits, so that no store can delay a pass without end.
 
 package main
 

@@ -3,7 +3,7 @@
 // Rules:
 //   - Locked is a default retention in COMPLIANCE mode, unlocked one in GOVERNANCE mode.
 //   - What exists and belongs to somebody else, or lies elsewhere, is never adopted.
-//   - Versioning, which once enabled never goes away again, is not enabled on a guess.
+//   - Versioning, once enabled, can only be suspended: on a bucket that exists it is enabled on AWS only, for object lock.
 
 package main
 

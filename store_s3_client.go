@@ -1,4 +1,4 @@
-// From a secret and spec.providerConfig to a client of S3.
+// From a secret to a client of S3.
 //
 // Rules:
 //   - Nothing here makes a request, except that AWS is asked once whose credentials these are.

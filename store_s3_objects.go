@@ -3,8 +3,8 @@
 // Rules:
 //   - Lists are URL-encoded: XML 1.0 cannot carry every key. What XML cannot name is deleted
 //     by itself.
-//   - A refusal to delete is ambiguous on S3 (retention or a missing permission); until tells.
-//   - A store without versions or batches has plain lists and single deletes.
+//   - A refusal to delete can mean retention or a missing permission; until finds out which.
+//   - For a store without versions there are plain lists, for one without batches single deletes.
 
 package main
 

@@ -1,10 +1,10 @@
-// Incomplete multipart uploads of live entries: nobody finishes them, and they cost money for ever.
+// Incomplete multipart uploads of live entries: nobody finishes them, and they cost money until they are aborted.
 //
 // Rules:
 //   - The owner of the bucket aborts those that began more than seven days ago
 //     (gardener/gardener-extension-provider-aws installs a lifecycle rule for the same).
-//   - Only those under the prefix of a live BackupEntry: what is nobody's of ours stays.
-//   - It is looked for once a day, with a sweep; the uploads of deleted entries go with a purge.
+//   - Only those under the prefix of a live BackupEntry: all others stay.
+//   - They are looked for once a day, with a sweep; the uploads of deleted entries go with a purge.
 
 package main
 
