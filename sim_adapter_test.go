@@ -113,8 +113,8 @@ func (c *simClient) authorized() bool {
 
 // worked says that a pass has looked at data, or changed some.
 func (c *simClient) worked(prefix string) {
-	if w := c.life.w; w.current != nil && !strings.HasPrefix(prefix, ".bucketwarden") {
-		w.current.work = w.seq
+	if w := c.life.w; w.current != nil && !strings.HasPrefix(prefix, tombstonesRoot) {
+		w.current.work, w.current.workAt = w.seq, time.Now()
 	}
 }
 
@@ -179,6 +179,7 @@ func (c *simClient) Put(ctx context.Context, key string) error {
 		if b == nil {
 			return false, &storeError{code: codeConfigurationProblem, err: errors.New("NoSuchBucket")}
 		}
+		c.life.w.truth.burying(b, key)
 		if c.store.put(b, key, 0) == nil {
 			return false, &storeError{code: codeConfigurationProblem, err: errors.New("BlobImmutableDueToPolicy")}
 		}
@@ -207,6 +208,10 @@ func (c *simClient) page(b *simBucket, prefix string, from cursor) page {
 		return p
 	}
 	c.worked(prefix)
+	// What counts is when the first page was read.
+	if w := c.life.w; w.current != nil && from == (cursor{}) && strings.HasPrefix(prefix, tombstonePrefix) && strings.HasSuffix(prefix, "/") {
+		w.current.marks = w.seq
+	}
 	var after *simVersion
 	if from != (cursor{}) {
 		id, _ := strconv.Atoi(from.id)
