@@ -395,7 +395,8 @@ func (c *simAccount) DeleteAccount(ctx context.Context, leave permit, _ bool) (A
 type simRecorder struct{ life *simLife }
 
 // Eventf implements events.EventRecorder.
-func (r simRecorder) Eventf(_, _ runtime.Object, _, reason, _, note string, args ...any) {
+func (r simRecorder) Eventf(regarding, _ runtime.Object, _, reason, _, note string, args ...any) {
+	r.life.w.truth.told(r.life.daemon.api, regarding, reason)
 	r.life.w.note("%s event %s: %s", r.life.daemon.name, reason, cut(fmt.Sprintf(note, args...), 200))
 	r.life.w.count("event", reason)
 }

@@ -47,6 +47,8 @@ type simPrefix struct {
 	// owed: the last that owned it was once ready, and was deleted. What is left then is ours
 	// to see to, until somebody owns it again.
 	owed bool
+	// kept: a warning told that what is left is left, for want of a record (kept).
+	kept bool
 	// excused: somebody took from us what is needed to see to the rest.
 	excused string
 }
@@ -147,7 +149,7 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 		if e.DeletionTimestamp == nil || owner.liveAt.IsZero() {
 			owner.liveAt = time.Now()
 		}
-		p.owed = false
+		p.owed, p.kept = false, false
 		// Whoever was handed over before is here now.
 		for _, other := range t.owners {
 			if other != owner && other.gone && other.bucket == owner.bucket && other.base == owner.base {
@@ -156,7 +158,11 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 		}
 	}
 	if last != nil && last.State == stateSucceeded && last.Type != operationTypeDelete && last.Type != operationTypeMigrate {
-		owner.everReady, owner.lookedAt = true, time.Now()
+		owner.everReady = true
+		if old == nil || decodeEntry(simMeta(old)).LastOperation == nil ||
+			decodeEntry(simMeta(old)).LastOperation.LastUpdateTime != last.LastUpdateTime {
+			owner.lookedAt = time.Now()
+		}
 		if owner.ready == 0 && live {
 			owner.ready, owner.readyAt = t.w.seq, time.Now()
 			t.w.count("life", "entry ready")
@@ -174,9 +180,7 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 		}
 		if owner.everReady {
 			p.condemned, p.beganAt = true, owner.beganAt
-			p.owed = p.owed || !slices.ContainsFunc(t.owners, func(o *simOwner) bool {
-				return o.live > 0 && o.bucket == owner.bucket && o.base == owner.base
-			})
+			p.owed = p.owed || !t.lives(owner)
 		}
 	}
 }
@@ -215,6 +219,32 @@ func (t *simTruth) bucketChanged(old, new simObject) {
 		t.w.violation("record weaker", "the record of bucket %s says %s, it said %s", b.Name, recorded, p.recorded)
 	}
 	p.recorded, p.ours = recorded, readRecord(b.ProviderStatus).ours()
+}
+
+// lives says that somebody owns the prefix of an owner.
+func (t *simTruth) lives(owner *simOwner) bool {
+	return slices.ContainsFunc(t.owners, func(o *simOwner) bool {
+		return o.live > 0 && !o.held && o.bucket == owner.bucket && o.base == owner.base
+	})
+}
+
+// told takes the warning that the objects of an entry stay. It excuses only where one had to
+// think that another one owns them: somebody does, or a revocation of another object says so.
+// "Without a record the careful answer counts."
+func (t *simTruth) told(a *simAPI, regarding any, reason string) {
+	e, ok := regarding.(*backupEntry)
+	if !ok || reason != "ObjectsKept" {
+		return
+	}
+	for _, o := range t.owners {
+		if b := t.w.store.buckets[o.bucket]; o.api == a && o.uid == string(e.UID) && b != nil {
+			newest := t.newest(b, o.base)
+			if t.lives(o) || newest != nil && newest.revoked && !newest.by(e.UID) {
+				t.prefix(o.bucket, o.base).kept = true
+				t.w.count("note", "kept for want of a record")
+			}
+		}
+	}
 }
 
 // setting judges a policy that a daemon sets.
@@ -460,7 +490,7 @@ func (t *simTruth) ended() {
 			continue
 		}
 		for _, o := range t.owners {
-			if p := t.prefix(o.bucket, o.base); o.bucket != b.name || !p.owed || p.excused != "" {
+			if p := t.prefix(o.bucket, o.base); o.bucket != b.name || !p.owed || p.kept || p.excused != "" {
 				continue
 			}
 			for _, v := range b.versions {
@@ -468,7 +498,7 @@ func (t *simTruth) ended() {
 					t.w.violation("forgotten", "%s/%s was forgotten: %s is gone, no mark tells of it", b.name, v.key, o)
 				}
 			}
-			if m := t.newest(b, o.base); m != nil {
+			if m := t.newest(b, o.base); m != nil && !(m.revoked && t.w.store.now().Before(m.created.Add(revocationKept))) {
 				t.w.violation("mark left", "the mark %s is left", m.key)
 			}
 		}
