@@ -113,8 +113,8 @@ func (c *simClient) authorized() bool {
 
 // worked says that a pass has looked at data, or changed some.
 func (c *simClient) worked(prefix string) {
-	if w := c.life.w; w.current != nil && !strings.HasPrefix(prefix, ".bucketwarden") {
-		w.current.work = w.seq
+	if w := c.life.w; w.current != nil && !strings.HasPrefix(prefix, tombstonesRoot) {
+		w.current.work, w.current.workAt = w.seq, time.Now()
 	}
 }
 
@@ -179,6 +179,7 @@ func (c *simClient) Put(ctx context.Context, key string) error {
 		if b == nil {
 			return false, &storeError{code: codeConfigurationProblem, err: errors.New("NoSuchBucket")}
 		}
+		c.life.w.truth.burying(b, key)
 		if c.store.put(b, key, 0) == nil {
 			return false, &storeError{code: codeConfigurationProblem, err: errors.New("BlobImmutableDueToPolicy")}
 		}
@@ -207,6 +208,10 @@ func (c *simClient) page(b *simBucket, prefix string, from cursor) page {
 		return p
 	}
 	c.worked(prefix)
+	// What counts is when the first page was read.
+	if w := c.life.w; w.current != nil && from == (cursor{}) && strings.HasPrefix(prefix, tombstonePrefix) && strings.HasSuffix(prefix, "/") {
+		w.current.marks = w.seq
+	}
 	var after *simVersion
 	if from != (cursor{}) {
 		id, _ := strconv.Atoi(from.id)
@@ -390,7 +395,8 @@ func (c *simAccount) DeleteAccount(ctx context.Context, leave permit, _ bool) (A
 type simRecorder struct{ life *simLife }
 
 // Eventf implements events.EventRecorder.
-func (r simRecorder) Eventf(_, _ runtime.Object, _, reason, _, note string, args ...any) {
+func (r simRecorder) Eventf(regarding, _ runtime.Object, _, reason, _, note string, args ...any) {
+	r.life.w.truth.told(r.life.daemon.api, regarding, reason)
 	r.life.w.note("%s event %s: %s", r.life.daemon.name, reason, cut(fmt.Sprintf(note, args...), 200))
 	r.life.w.count("event", reason)
 }

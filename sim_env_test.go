@@ -167,6 +167,9 @@ func (e *simEnv) putEntry(d *simDaemon, name, bucket, operation string) bool {
 	if d.api.read(resourceBackupEntries, "", name) != nil {
 		return false
 	}
+	if operation == operationReconcile && e.elsewhere(d, name, bucket) {
+		operation = operationRestore
+	}
 	e.secrets++
 	secret := fmt.Sprintf("entry-%s-%d", name, e.secrets)
 	data, identity := e.entryData(bucket), false
@@ -187,6 +190,15 @@ func (e *simEnv) putEntry(d *simDaemon, name, bucket, operation string) bool {
 		"metadata": simObject{"name": name, "annotations": simObject{annotationOperation: operation, annotationTimestamp: simTimestamp()}}})
 	e.w.note("gardenlet %s makes BackupEntry %s in %s to %s, identity: %t (%v)", d.name, name, bucket, operation, identity, err)
 	return err == nil
+}
+
+// elsewhere says that a prefix was used by another cluster, or may have a tombstone that
+// another one sweeps. In Gardener a name contains the UID of its cluster, so that such an entry
+// comes by restore alone.
+func (e *simEnv) elsewhere(d *simDaemon, name, bucket string) bool {
+	return !strings.HasPrefix(name, sourcePrefix) && slices.ContainsFunc(e.w.truth.owners, func(o *simOwner) bool {
+		return o.base == name && o.bucket == bucket && (o.api != d.api || e.owner[bucket] != d)
+	})
 }
 
 func (e *simEnv) setProviderStatus(spec simObject, bucket string) {

@@ -56,7 +56,10 @@ type simPass struct {
 	calls  int
 	// work is when the pass listed or deleted data last: what it looks at before it deletes
 	// was looked at after that.
-	work int
+	work   int
+	workAt time.Time
+	// marks is when it read marks last.
+	marks int
 	// looked is when it asked for the state of the bucket last.
 	looked int
 	// deletes counts what it deleted.
@@ -211,7 +214,7 @@ func (w *simWorld) verdict(c *simCallState) simVerdict {
 func (w *simWorld) start(ctl *simController, key cache.ObjectName) *simPass {
 	life := ctl.life
 	w.passes++
-	pass := &simPass{id: w.passes, life: life, name: ctl.c.resource + " " + key.Name, key: key.Name, ctl: ctl, budget: -1, work: w.seq}
+	pass := &simPass{id: w.passes, life: life, name: ctl.c.resource + " " + key.Name, key: key.Name, ctl: ctl, budget: -1, work: w.seq, workAt: time.Now()}
 	if w.faults && w.rng.IntN(4) == 0 {
 		pass.budget = 1 + w.rng.IntN(14)
 	}

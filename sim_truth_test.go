@@ -24,6 +24,8 @@ type simOwner struct {
 	live      int
 	liveAt    time.Time
 	ready     int // told to be ready in this life
+	readyAt   time.Time
+	lookedAt  time.Time // told to be ready last: it has looked at its marks before
 	everReady bool
 	migrates  bool
 	held      bool // its deletion is held by wait-for-state: it owns nothing, but waits
@@ -37,12 +39,16 @@ func (o *simOwner) String() string { return o.api.name + "/" + o.name }
 
 // simPrefix is what is known of one prefix of one bucket.
 type simPrefix struct {
-	// condemned: an entry that was once ready was deleted, and none was ready since.
+	// condemned: an entry that was once ready was deleted, and none was ready since; acquitted
+	// is when one was, by the scheduler's count.
 	condemned bool
+	acquitted int
 	beganAt   time.Time
 	// owed: the last that owned it was once ready, and was deleted. What is left then is ours
 	// to see to, until somebody owns it again.
 	owed bool
+	// kept: a warning told that what is left is left, for want of a record (kept).
+	kept bool
 	// excused: somebody took from us what is needed to see to the rest.
 	excused string
 }
@@ -138,8 +144,12 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 	live := e.DeletionTimestamp == nil || owner.migrates || e.operation() == operationWaitForState
 	owner.held = live && e.DeletionTimestamp != nil && !owner.migrates
 	if live && owner.live == 0 {
-		owner.live, owner.liveAt = t.w.seq, time.Now()
-		p.owed = false
+		owner.live = t.w.seq
+		// One that migrates after all is no newer user of the prefix, and writes no mark.
+		if e.DeletionTimestamp == nil || owner.liveAt.IsZero() {
+			owner.liveAt = time.Now()
+		}
+		p.owed, p.kept = false, false
 		// Whoever was handed over before is here now.
 		for _, other := range t.owners {
 			if other != owner && other.gone && other.bucket == owner.bucket && other.base == owner.base {
@@ -149,14 +159,20 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 	}
 	if last != nil && last.State == stateSucceeded && last.Type != operationTypeDelete && last.Type != operationTypeMigrate {
 		owner.everReady = true
+		if old == nil || decodeEntry(simMeta(old)).LastOperation == nil ||
+			decodeEntry(simMeta(old)).LastOperation.LastUpdateTime != last.LastUpdateTime {
+			owner.lookedAt = time.Now()
+		}
 		if owner.ready == 0 && live {
-			owner.ready = t.w.seq
+			owner.ready, owner.readyAt = t.w.seq, time.Now()
 			t.w.count("life", "entry ready")
 		}
-		if live {
-			p.condemned = false
+		if live && !owner.held && p.condemned {
+			p.condemned, p.acquitted = false, t.w.seq
 		}
 	}
+	// What is restored was ready where it comes from.
+	owner.everReady = owner.everReady || last != nil && last.Type == operationTypeRestore
 	if !live {
 		owner.live, owner.ready = 0, 0
 		if !owner.deleting {
@@ -164,9 +180,7 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 		}
 		if owner.everReady {
 			p.condemned, p.beganAt = true, owner.beganAt
-			p.owed = p.owed || !slices.ContainsFunc(t.owners, func(o *simOwner) bool {
-				return o.live > 0 && o.bucket == owner.bucket && o.base == owner.base
-			})
+			p.owed = p.owed || !t.lives(owner)
 		}
 	}
 }
@@ -205,6 +219,32 @@ func (t *simTruth) bucketChanged(old, new simObject) {
 		t.w.violation("record weaker", "the record of bucket %s says %s, it said %s", b.Name, recorded, p.recorded)
 	}
 	p.recorded, p.ours = recorded, readRecord(b.ProviderStatus).ours()
+}
+
+// lives says that somebody owns the prefix of an owner.
+func (t *simTruth) lives(owner *simOwner) bool {
+	return slices.ContainsFunc(t.owners, func(o *simOwner) bool {
+		return o.live > 0 && !o.held && o.bucket == owner.bucket && o.base == owner.base
+	})
+}
+
+// told takes the warning that the objects of an entry stay. It excuses only where one had to
+// think that another one owns them: somebody does, or a revocation of another object says so.
+// "Without a record the careful answer counts."
+func (t *simTruth) told(a *simAPI, regarding any, reason string) {
+	e, ok := regarding.(*backupEntry)
+	if !ok || reason != "ObjectsKept" {
+		return
+	}
+	for _, o := range t.owners {
+		if b := t.w.store.buckets[o.bucket]; o.api == a && o.uid == string(e.UID) && b != nil {
+			newest := t.newest(b, o.base)
+			if t.lives(o) || newest != nil && newest.revoked && !newest.by(e.UID) {
+				t.prefix(o.bucket, o.base).kept = true
+				t.w.count("note", "kept for want of a record")
+			}
+		}
+	}
 }
 
 // setting judges a policy that a daemon sets.
@@ -246,30 +286,30 @@ func (t *simTruth) removing(b *simBucket, v *simVersion) {
 		t.removingMark(b, v, what)
 		return
 	}
-	condemned := false
-	began := t.w.passBegan(pass)
+	own := t.purging(pass)
+	// Its own entry is what a purge goes by, whoever else was ready since: that is looked at below.
+	condemned := own != nil && own.everReady
 	for _, o := range t.owners {
 		if !t.under(o, b, v.key) {
 			continue
 		}
 		p := t.prefix(o.bucket, o.base)
-		condemned = condemned || p.condemned
-		if o.live == 0 || p.excused != "" || o.held && o.name != pass.key {
+		// What was acquitted after the look at the prefix is a race that nobody can win.
+		condemned = condemned || p.condemned || p.acquitted > 0 && p.acquitted >= pass.work
+		// One whose deletion waits owns nothing, but must not be purged by its own passes.
+		if o.live == 0 || p.excused != "" || o.held && (o.name != pass.key || o.api != d.api) {
 			continue
 		}
-		switch since := o.live; {
-		case o.api == d.api && !o.gone:
-			if since < pass.work {
-				t.w.violation("live owner", "%s, which belongs to the live %s (since %d, looked at %d)", what, o, since, pass.work)
+		if o.api == d.api && !o.gone {
+			if o.live < pass.work {
+				t.w.violation("live owner", "%s, which belongs to the live %s (since %d, looked at %d)", what, o, o.live, pass.work)
 			}
-		case o.ready > 0 && o.ready < pass.work:
-			license := p.beganAt
-			if !began.IsZero() {
-				license = began
-			}
-			if license.Add(t.margin()).Before(o.liveAt) || license.IsZero() {
-				t.w.violation("other cluster", "%s, which %s took into use at %s, after this deletion began at %s", what, o, o.liveAt.Format(time.TimeOnly), license.Format(time.TimeOnly))
-			}
+			continue
+		}
+		if t.tookOver(o, own, pass) {
+			t.w.violation("other cluster", "%s, which %s took into use at %s, after this deletion began", what, o, o.liveAt.Format(time.TimeOnly))
+		}
+		if o.ready > 0 && o.ready < pass.work {
 			t.w.count("note", "deleted what another cluster had in use before")
 			condemned = true
 		}
@@ -287,6 +327,42 @@ func (t *simTruth) removing(b *simBucket, v *simVersion) {
 		return
 	}
 	t.w.violation("nobody", "%s, which is nobody's of ours", what)
+}
+
+// tookOver says that an entry of another cluster took a prefix into use after a deletion had
+// begun, and that the pass could know: from a mark that it has read, or should have, since it
+// must not rely on what it has read for longer than marksFresh.
+func (t *simTruth) tookOver(o, own *simOwner, pass *simPass) bool {
+	license := t.prefix(o.bucket, o.base).beganAt
+	if own != nil {
+		license = own.beganAt
+	}
+	if o.ready == 0 || !license.Add(t.margin()).Before(o.liveAt) {
+		return false
+	}
+	// A sweep reads the marks ahead of every attempt.
+	return o.ready < pass.marks || o.ready < pass.work && (own == nil || o.readyAt.Add(marksFresh).Before(pass.workAt))
+}
+
+// burying judges a tombstone that a daemon writes: it is the order to delete, and is given
+// for no other prefix than could be deleted now.
+func (t *simTruth) burying(b *simBucket, key string) {
+	m, ok := parseMark(key, time.Time{})
+	pass := t.w.current
+	if !ok || m.revoked {
+		return
+	}
+	t.w.count("life", "tombstone")
+	own := t.purging(pass)
+	if own == nil || !own.everReady || own.base != m.entry {
+		t.w.violation("nobody", "%s writes the tombstone %s of what is nobody's of ours", pass.label(), key)
+	}
+	for _, o := range t.owners {
+		if o.live > 0 && o.bucket == b.name && o.base == m.entry && !o.held && o.api != pass.life.daemon.api &&
+			t.prefix(o.bucket, o.base).excused == "" && t.tookOver(o, own, pass) {
+			t.w.violation("tombstone against live", "%s writes the tombstone %s against %s, which took the prefix into use at %s", pass.label(), key, o, o.liveAt.Format(time.TimeOnly))
+		}
+	}
 }
 
 // removingMark sees to it that no older tombstone counts again.
@@ -336,18 +412,17 @@ func (t *simTruth) removingGroup(name string, g *simGroup) {
 	}
 }
 
-// passBegan is when the deletion began that a pass over an entry carries out; zero for others.
-func (w *simWorld) passBegan(pass *simPass) time.Time {
+// purging is the entry whose deletion a pass carries out; nil for a pass over anything else.
+func (t *simTruth) purging(pass *simPass) (own *simOwner) {
 	if pass.ctl.c.resource != resourceBackupEntries {
-		return time.Time{}
+		return nil
 	}
-	var began time.Time
-	for _, o := range w.truth.owners {
-		if o.api == pass.life.daemon.api && o.name == pass.key && o.deleting && o.beganAt.After(began) {
-			began = o.beganAt
+	for _, o := range t.owners {
+		if o.api == pass.life.daemon.api && o.name == pass.key && o.deleting && (own == nil || o.beganAt.After(own.beganAt)) {
+			own = o
 		}
 	}
-	return began
+	return own
 }
 
 // settled is what holds once nothing disturbs the daemons any more.
@@ -363,14 +438,21 @@ func (t *simTruth) settled() {
 		}
 	}
 	for _, o := range t.owners {
-		if o.live == 0 || o.ready == 0 || o.gone || o.migrates {
+		if o.live == 0 || o.ready == 0 || o.gone || o.migrates || o.held {
 			continue
 		}
 		b := t.w.store.buckets[o.bucket]
 		if b == nil || t.prefix(o.bucket, o.base).excused != "" {
 			continue
 		}
-		if newest := t.newest(b, o.base); newest != nil && !newest.revoked {
+		newest := t.newest(b, o.base)
+		if newest == nil || newest.revoked {
+			continue
+		}
+		// The sweeper knows the entries of its own cluster. Any other finds a tombstone of a
+		// deletion that began after its own life (burying) when it is reconciled next.
+		seen := o.lookedAt.After(newest.created.Add(-t.w.store.skew).Add(t.margin()))
+		if t.w.env.owner[b.name].api == o.api || seen {
 			t.w.violation("tombstone against live", "the tombstone %s stands against the live %s", newest.key, o)
 		}
 	}
@@ -408,7 +490,7 @@ func (t *simTruth) ended() {
 			continue
 		}
 		for _, o := range t.owners {
-			if p := t.prefix(o.bucket, o.base); o.bucket != b.name || !p.owed || p.excused != "" {
+			if p := t.prefix(o.bucket, o.base); o.bucket != b.name || !p.owed || p.kept || p.excused != "" {
 				continue
 			}
 			for _, v := range b.versions {
@@ -416,7 +498,7 @@ func (t *simTruth) ended() {
 					t.w.violation("forgotten", "%s/%s was forgotten: %s is gone, no mark tells of it", b.name, v.key, o)
 				}
 			}
-			if m := t.newest(b, o.base); m != nil {
+			if m := t.newest(b, o.base); m != nil && !(m.revoked && t.w.store.now().Before(m.created.Add(revocationKept))) {
 				t.w.violation("mark left", "the mark %s is left", m.key)
 			}
 		}

@@ -47,6 +47,10 @@ const (
 	// concurrentSweeps keeps a sweep of many prefixes from starving anything else.
 	concurrentSweeps = 2
 
+	// revocationKept is how long a revocation stays at least: another cluster's deletion of the
+	// same prefix, begun before it was written, ends by it, however long it takes.
+	revocationKept = 30 * 24 * time.Hour
+
 	// markTick is the resolution of a store's creation times.
 	markTick = time.Second
 )
@@ -286,6 +290,10 @@ func bury(ctx context.Context, guard *prefixGuard, result PurgeResult) error {
 	if err := guard.readMarks(ctx); err != nil {
 		return err
 	}
+	// Where nothing could be deleted, no leave was asked.
+	if err := guard.checkMarks(); err != nil {
+		return err
+	}
 	of, now := guard.marks, guard.now.Add(time.Since(guard.at))
 	due, enough := result.RetainedUntil, result.RetainedUntil
 	if latest := latestTry(guard.entry.Recorded, now); due.After(latest) {
@@ -476,7 +484,11 @@ func (s *sweeper) planned(b *backupBucket, of marks, known map[string]sweepPlan)
 		return p
 	}
 	if of.newest.revoked {
-		return sweepPlan{swept: true, next: s.free(b, of)}
+		next := s.free(b, of)
+		if kept := of.newest.created.Add(revocationKept); kept.After(next) {
+			next = kept
+		}
+		return sweepPlan{swept: true, next: next}
 	}
 	return sweepPlan{next: of.newest.due, objects: of.newest.objects, bytes: of.newest.bytes}
 }
