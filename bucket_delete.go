@@ -150,44 +150,71 @@ func (r *bucketReconciler) notDeleted(ctx context.Context, b *backupBucket, opTy
 	return 0, r.resource.failure(ctx, &b.object, opType, err, nil)
 }
 
+// errPurgeUnfinished says that a purge goes on later, which is reported already.
+var errPurgeUnfinished = errors.New("the purge is not finished")
+
+// isEmpty says that nothing lies under a prefix.
+func isEmpty(ctx context.Context, objects Objects, prefix string) (bool, error) {
+	for page, err := range objects.pages(ctx, prefix, cursor{}) {
+		if err != nil || len(page.versions) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // deleteAdopted deletes from a bucket that was there before its BackupBucket what entries of
-// ours have left in it, and the bucket if nothing else is there.
+// ours have left in it, and the bucket if nothing else is there. A prefix whose newest mark is
+// a revocation belongs to a cluster that lives on elsewhere.
 func (r *bucketReconciler) deleteAdopted(ctx context.Context, b *backupBucket, store Store) (time.Duration, error) {
 	fail := func(err error) (time.Duration, error) { return r.notDeleted(ctx, b, operationTypeDelete, err) }
-	policy := readRecord(b.ProviderStatus).Policy
-	prefixes := []string{tombstonesRoot}
 	objects, err := r.openContents(ctx, b)
 	if err != nil {
 		return fail(err)
 	}
-	if objects != nil {
-		// Of each entry that has left a tombstone, first.
-		var buried []string
-		err := (&markReader{}).each(ctx, objects, tombstonePrefix, func(of marks) error {
-			if of.buried() && len(buried) < maxMarks {
-				buried = append(buried, of.entry+"/")
-			}
-			return nil
-		})
-		if err != nil {
-			return fail(err)
-		}
-		prefixes = append(buried, prefixes...)
-	}
 	var left PurgeResult
-	for _, prefix := range prefixes {
-		if prefix == tombstonesRoot && left.Retained > 0 {
-			break // the marks are still needed
-		}
+	var again time.Duration
+	var reported error
+	purge := func(prefix string, leave permit) error {
 		result, err := r.purges.run(ctx, store, purgeOrder{bucket: b.Name, name: purgeName(&b.object) + "/" + prefix, prefix: prefix,
-			policy: policy, uploads: true, permit: r.permitBucket(b)})
-		if errors.As(err, new(*deletionEndedError)) {
-			return fail(err)
+			policy: readRecord(b.ProviderStatus).Policy, uploads: true, permit: leave})
+		if errors.As(err, new(*deletionEndedError)) || errors.As(err, new(*markChangedError)) {
+			return err
 		}
-		if wait, err := r.purged(ctx, b, b.Name, result, err); wait > 0 || err != nil {
-			return wait, err
+		if again, reported = r.purged(ctx, b, b.Name, result, err); again > 0 || reported != nil {
+			return errPurgeUnfinished
 		}
 		left.add(result)
+		return nil
+	}
+	// Each entry that has left a tombstone, first.
+	foreign := ""
+	if objects != nil {
+		err = (&markReader{}).each(ctx, objects, tombstonePrefix, func(of marks) error {
+			if of.buried() {
+				err := purge(of.entry+"/", r.permitBuried(b, objects, of.newest))
+				if !errors.As(err, new(*markChangedError)) {
+					return err
+				}
+			} else if empty, err := isEmpty(ctx, objects, of.entry+"/"); empty || err != nil {
+				return err
+			}
+			foreign = of.entry
+			return nil
+		})
+	}
+	// While something is left, the marks are still needed.
+	if err == nil && left.Retained == 0 && foreign == "" {
+		err = purge(tombstonesRoot, r.permitBucket(b))
+	}
+	switch {
+	case errors.Is(err, errPurgeUnfinished):
+		return again, reported
+	case err != nil:
+		return fail(err)
+	case foreign != "":
+		return 0, r.bucketLeft(ctx, b, fmt.Errorf("bucket %s was there before its BackupBucket, and another cluster uses the prefix %s/ "+
+			"in it; if nobody needs it, delete it by hand", b.Name, foreign))
 	}
 	if left.Retained > 0 {
 		return r.waitForRetention(ctx, b, left)

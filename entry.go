@@ -309,6 +309,9 @@ func (r *entryReconciler) delete(ctx context.Context, cached *backupEntry) (time
 	var incomplete *configError
 	if errors.As(err, &missing) || errors.As(err, &incomplete) {
 		r.warn(e, "ObjectsLeft", "Delete", "The BackupEntry is released, but its objects stay in bucket %s: %v", e.BucketName, err)
+		if err := r.releaseSecret(ctx, &e.object); err != nil {
+			return 0, r.resource.failure(ctx, &e.object, operationTypeDelete, err, nil)
+		}
 		return 0, r.resource.release(ctx, &e.object)
 	}
 	if err != nil {
@@ -417,9 +420,17 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	if result.Retained == 0 {
 		return 0, nil
 	}
-	if err := bury(ctx, guard, result); errors.As(err, &inUse) {
+	// Where nothing could be deleted, no leave was asked.
+	if err = guard.check(ctx); err == nil {
+		err = bury(ctx, guard, result)
+	}
+	switch {
+	case errors.As(err, &ended):
+		klog.FromContext(ctx).Info("Left no tombstone", "reason", ended.Error())
+		return staleRetry, nil
+	case errors.As(err, &inUse):
 		return keep()
-	} else if err != nil {
+	case err != nil:
 		return fail(fmt.Errorf("writing the tombstone for %d objects that are %s: %w", result.Retained, result.retained(), err))
 	}
 	if err := unused(ctx); errors.As(err, &inUse) {

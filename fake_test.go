@@ -1086,8 +1086,7 @@ func (c *memClient) pages(_ context.Context, prefix string, _ cursor) iter.Seq2[
 		}
 		now, deletes := c.now(), method == "Purge"
 		for batch := range slices.Chunk(all, cmp.Or(c.batch, 1000)) {
-			free := slices.ContainsFunc(batch, func(v version) bool { return !v.held && !v.until.After(now) })
-			if deletes && free && c.listed != nil {
+			if deletes && c.listed != nil {
 				c.listed()
 			}
 			if !yield(page{now: now, versions: batch, next: cursor{key: batch[len(batch)-1].key}}, nil) {

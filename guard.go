@@ -10,6 +10,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,6 +146,18 @@ func (s *sweeper) permitSweep(b *backupBucket, objects Objects, tombstone mark) 
 	}}
 }
 
+// permitUpload gives leave to abort an upload under the prefix of an entry that nobody will
+// finish, as long as a live BackupEntry owns the prefix.
+func (s *sweeper) permitUpload(b *backupBucket, base string) permit {
+	return permit{func(ctx context.Context) error {
+		err := s.entriesClient.checkUnused(ctx, b.Name, base, "")
+		if errors.As(err, new(*prefixInUseError)) {
+			return nil
+		}
+		return cmp.Or(err, error(&deletionEndedError{kind: "uploads of", name: base, why: "no live BackupEntry owns the prefix"}))
+	}}
+}
+
 // permitMark gives leave to delete a mark that says nothing any more, and nothing else.
 func permitMark(key string) permit {
 	return permit{func(context.Context) error {
@@ -163,6 +176,17 @@ func (r *bucketReconciler) permitBucket(b *backupBucket) permit {
 			return err
 		}
 		return r.checkUnreferred(b)
+	}}
+}
+
+// permitBuried gives leave to purge the prefix of a tombstone in the bucket of a BackupBucket
+// that is being deleted: as permitBucket, and no newer mark is there.
+func (r *bucketReconciler) permitBuried(b *backupBucket, objects Objects, tombstone mark) permit {
+	return permit{func(ctx context.Context) error {
+		if err := r.permitBucket(b).ask(ctx); err != nil {
+			return err
+		}
+		return checkStands(ctx, objects, tombstone)
 	}}
 }
 

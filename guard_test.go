@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -46,6 +47,7 @@ func TestOnlyTheGuardGivesLeave(t *testing.T) {
 	// Where requests that delete are made; each of these functions takes a permit, or is called with one.
 	allowed := map[string]bool{"store_s3.go": true, "store_s3_objects.go": true, "store_azure.go": true, "store_azure_account.go": true,
 		"store_azure_objects.go": true, "secret.go": true, "bucket_delete.go": true, "webhook_certs.go": true}
+	removes := map[string]bool{"purge.go": true, "uploads.go": true, "store_azure_objects.go": true}
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -56,6 +58,9 @@ func TestOnlyTheGuardGivesLeave(t *testing.T) {
 		}
 		if file != "guard.go" && made.Match(text) {
 			t.Errorf("%s makes a permit", file)
+		}
+		if strings.Contains(string(text), ".remove(ctx") && !removes[file] {
+			t.Errorf("%s removes versions", file)
 		}
 		if found := deletes.FindString(string(text)); found != "" && !allowed[file] {
 			t.Errorf("%s deletes: %s", file, found)
@@ -159,6 +164,55 @@ func TestPurgeLooksAtItsOwnEntryAgain(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A purge that can delete nothing asks nobody for leave; the tombstone needs it all the same.
+func TestNoTombstoneOfADeletionThatEnded(t *testing.T) {
+	for name, change := range map[string]func(h *harness){
+		"created anew": func(h *harness) {
+			if err := h.dyn.Tracker().Delete(entriesGVR, "", testEntry); err != nil {
+				h.t.Fatal(err)
+			}
+			h.putEntry(testEntry, true, func(u *unstructured.Unstructured) { u.SetUID("another") })
+		},
+		"to be migrated": func(h *harness) { h.edit(entriesGVR, testEntry, withOperation(operationMigrate)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.putPrefix(testEntry)
+			for key, o := range bucket.objects {
+				o.until = h.cloud.now().Add(time.Hour)
+				bucket.objects[key] = o
+			}
+			h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry, "other"), deleting)
+			h.cloud.listed = func() { change(h); h.cloud.listed = nil }
+			if wait, err := h.passEntry(testEntry); err != nil || wait != staleRetry {
+				t.Errorf("wait %s, error %v", wait, err)
+			}
+			if got := h.marks(testEntry); len(got) > 0 {
+				t.Errorf("marks %+v", got)
+			}
+		})
+	}
+}
+
+// An entry whose secret is gone lets the one go that it held before.
+func TestEntryWithoutCredentialsLetsTheSecretGo(t *testing.T) {
+	h := newHarness(t)
+	h.putPrefix(testEntry)
+	h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry, "other"), deleting)
+	h.edit(entriesGVR, testEntry, set("gone", "spec", "secretRef", "name"))
+	h.edit(entriesGVR, testEntry, set("garden/entry", "metadata", "annotations", annotationSecret))
+	h.editSecret("garden", "entry", func(s *corev1.Secret) { s.Finalizers = []string{finalizerBackupEntry} })
+	if wait, err := h.passEntry(testEntry); err != nil || wait != 0 {
+		t.Errorf("wait %s, error %v", wait, err)
+	}
+	h.wantPrefix(testEntry, 2)
+	h.editSecret("garden", "entry", func(s *corev1.Secret) {
+		if len(s.Finalizers) > 0 {
+			t.Errorf("finalizers %v", s.Finalizers)
+		}
+	})
 }
 
 // Fault 3: a revocation in the bucket tells of a cluster that lives on another seed.
@@ -268,6 +322,53 @@ func TestAdoptedBucketIsNotEmptied(t *testing.T) {
 			}
 		})
 	}
+	t.Run("another cluster uses a prefix", func(t *testing.T) {
+		h := newHarness(t)
+		bucket := h.putDeletingBucket(origin("Adopted"))
+		h.putPrefix(testEntry)
+		bucket.objects[revocationKey(testEntry, "on another seed")] = memObject{created: h.cloud.now()}
+		h.putPrefix("shoot--p--gone--u")
+		h.putTombstone("shoot--p--gone--u", -time.Second)
+		bucket.objects[revocationKey("shoot--p--empty--u", "u")] = memObject{created: h.cloud.now()}
+		if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		h.wantPrefix(testEntry, 2)
+		h.wantPrefix("shoot--p--gone--u", 0)
+		if len(h.marks(testEntry)) != 1 {
+			t.Errorf("marks %+v", h.marks(testEntry))
+		}
+	})
+	t.Run("another cluster takes a prefix while the bucket goes", func(t *testing.T) {
+		h := newHarness(t)
+		bucket := h.putDeletingBucket(origin("Adopted"))
+		h.putPrefix(testEntry)
+		h.putTombstone(testEntry, -time.Second)
+		h.cloud.batch = 1
+		h.cloud.deleting = func(string) {
+			bucket.objects[revocationKey(testEntry, "on another seed")] = memObject{created: h.cloud.now().Add(time.Second)}
+			h.cloud.deleting = nil
+		}
+		if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		h.wantPrefix(testEntry, 1)
+	})
+	t.Run("more entries than anybody counts", func(t *testing.T) {
+		h := newHarness(t)
+		bucket := h.putDeletingBucket(origin("Adopted"))
+		for i := range maxMarks + 1 {
+			name := fmt.Sprintf("shoot--p--%04d--u", i)
+			bucket.objects[name+"/1"] = memObject{created: h.cloud.now()}
+			h.putTombstone(name, -time.Second)
+		}
+		if wait, err := h.passBucket("b"); err != nil || wait != 0 {
+			t.Errorf("wait %s, error %v", wait, err)
+		}
+		if _, exists := h.cloud.buckets["b"]; exists {
+			t.Errorf("the bucket is there, with %d objects", len(bucket.objects))
+		}
+	})
 	t.Run("retained objects of an entry are waited for", func(t *testing.T) {
 		h := newHarness(t)
 		bucket := h.putDeletingBucket(origin("Adopted"))

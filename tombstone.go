@@ -290,7 +290,6 @@ func bury(ctx context.Context, guard *prefixGuard, result PurgeResult) error {
 	if err := guard.readMarks(ctx); err != nil {
 		return err
 	}
-	// Where nothing could be deleted, no leave was asked.
 	if err := guard.checkMarks(); err != nil {
 		return err
 	}

@@ -3,13 +3,14 @@
 // Rules:
 //   - The owner of the bucket aborts those that began more than seven days ago
 //     (gardener/gardener-extension-provider-aws installs a lifecycle rule for the same).
-//   - Only those under the prefix of a live BackupEntry: all others stay.
+//   - Only those under the prefix of a BackupEntry that a fresh read shows alive: all others stay.
 //   - They are looked for once a day, with a sweep; the uploads of deleted entries go with a purge.
 
 package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -59,6 +60,14 @@ func (s *sweeper) abortStaleUploads(ctx context.Context, b *backupBucket, object
 			base, _, inside := strings.Cut(v.key, "/")
 			if !inside || !live[base] || v.created.IsZero() || page.now.Sub(v.created) < staleUploadAge {
 				continue
+			}
+			err := s.permitUpload(b, base).ask(ctx)
+			if errors.As(err, new(*deletionEndedError)) {
+				live[base] = false
+				continue
+			}
+			if err != nil {
+				return err
 			}
 			answers, err := objects.remove(ctx, []version{v})
 			if err == nil {

@@ -39,4 +39,9 @@ func TestStaleUploads(t *testing.T) {
 	due()
 	look("nobody/old", "stray", testEntry+"0/older")
 	h.wantEvents("UploadsAborted")
+	// The cache still knows an entry that is being deleted.
+	f.uploads = []string{testEntry + "/old"}
+	h.edit(entriesGVR, testEntry, deleting)
+	due()
+	look(testEntry + "/old")
 }
