@@ -86,6 +86,18 @@ func storeNames() string {
 	return strings.Join(names, " or ")
 }
 
+// defaultTypesText is defaultTypes as --help tells them.
+func defaultTypesText() string {
+	var text []string
+	for _, known := range knownStores {
+		for _, name := range known.types {
+			text = append(text, name+"="+known.name)
+		}
+	}
+	last := len(text) - 1
+	return strings.Join(text[:last], ", ") + " and " + text[last]
+}
+
 func defaultTypes() typeFlag {
 	types := typeFlag{}
 	for _, known := range knownStores {

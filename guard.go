@@ -72,6 +72,10 @@ func (c *resourceClient) stillDeleting(ctx context.Context, o *object) (*unstruc
 // marksFresh is how long what was read of an entry's marks is relied on.
 const marksFresh = 10 * time.Second
 
+// revocationKept is how long a revocation stays at least: another cluster's deletion of the
+// same prefix, begun before it was written, ends by it, and may take long.
+const revocationKept = 30 * 24 * time.Hour
+
 // prefixGuard gives leave to purge the prefix of a BackupEntry that is being deleted.
 type prefixGuard struct {
 	entries *resourceClient

@@ -548,3 +548,23 @@ func (h *harness) workloadIdentity(token string) {
 		}
 	})
 }
+
+// Where all is retained no leave to delete is asked, and none to write the order for later.
+func TestNoTombstoneAgainstAnotherCluster(t *testing.T) {
+	h := newHarness(t)
+	h.cloud.put("b", Policy{Days: 1})
+	c, err := h.cloud.client(bucketRef{Name: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.putRevocation(testEntry)
+	made := metav1.NewTime(h.cloud.now().Add(-time.Hour))
+	entry := &backupEntry{object: object{ObjectMeta: metav1.ObjectMeta{Name: testEntry, UID: "other", CreationTimestamp: made, DeletionTimestamp: &made}}}
+	// The pass began after the other cluster had written its mark.
+	result := PurgeResult{Retained: 1, RetainedUntil: h.cloud.now().Add(time.Hour), Now: h.cloud.now().Add(time.Minute)}
+	err = bury(t.Context(), &prefixGuard{entry: entry, base: testEntry, objects: c}, result)
+	var inUse *prefixInUseError
+	if marks := h.marks(testEntry); !errors.As(err, &inUse) || len(marks) != 1 {
+		t.Errorf("error %v, marks %v", err, marks)
+	}
+}

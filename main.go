@@ -69,7 +69,7 @@ type config struct {
 func (c *config) register(fs *flag.FlagSet) {
 	fs.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig `file`; default: in-cluster, else $KUBECONFIG")
 	fs.Var(&c.types, "type", "`NAME=STORE`: serve objects with spec.type NAME on STORE ("+storeNames()+"); repeatable, "+
-		"replaces the defaults aws=s3, s3=s3, S3=s3 and azure=azure")
+		"replaces the defaults "+defaultTypesText())
 	fs.StringVar(&c.class, "class", defaultClass, "extension `classes` that this instance serves, comma separated")
 	fs.BoolVar(&c.ignoreOperationAnnotation, "ignore-operation-annotation", false, "react to generation, secret and "+
 		"namespace changes instead of the annotation gardener.cloud/operation")

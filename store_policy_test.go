@@ -124,7 +124,7 @@ func testStorePolicy(t *testing.T, backend storeBackend) {
 		b.create()
 		b.must(b.LockPolicy(t.Context(), lockedPolicy(3)))
 		before := b.observe()
-		b.wantRequests("LockPolicy of what is locked", requestsOf{storeS3: {"PutObjectLockConfiguration": 1}},
+		b.wantRequests("LockPolicy of what is locked", requestsOf{storeS3: {"PutObjectLockConfiguration": 1}, storeAzure: {}},
 			func() { b.must(b.LockPolicy(t.Context(), lockedPolicy(3))) })
 		after := b.observe()
 		if before.Policy != after.Policy || remaining(before) != remaining(after) {

@@ -47,10 +47,6 @@ const (
 	// concurrentSweeps keeps a sweep of many prefixes from starving anything else.
 	concurrentSweeps = 2
 
-	// revocationKept is how long a revocation stays at least: another cluster's deletion of the
-	// same prefix, begun before it was written, ends by it, however long it takes.
-	revocationKept = 30 * 24 * time.Hour
-
 	// markTick is the resolution of a store's creation times.
 	markTick = time.Second
 )

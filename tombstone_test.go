@@ -595,6 +595,7 @@ func TestSweepSparesLiveEntries(t *testing.T) {
 				if err := h.dyn.Tracker().Delete(entriesGVR, "", test.entry); err != nil {
 					t.Fatal(err)
 				}
+				h.cloud.offset += revocationKept
 				h.sweep()
 				h.wantObjects(slices.DeleteFunc(objects, func(o string) bool { return strings.HasPrefix(o, tombstonePrefix) })...)
 			})
@@ -613,7 +614,14 @@ func TestSweepRespectsOtherClusters(t *testing.T) {
 	if bucket.objects[testEntry+"/2"].size == 0 || len(h.marks(testEntry)) != 2 {
 		t.Errorf("the bucket has %v", bucket.objects)
 	}
-	// The revocation says that the prefix is in use: only the marks go.
+	// The revocation says that the prefix is in use: only the marks go, and not before every
+	// deletion that was begun before it can have seen it.
+	h.cloud.offset += revocationKept - time.Minute
+	h.sweep()
+	if len(h.marks(testEntry)) != 2 {
+		t.Errorf("the bucket has %v", bucket.objects)
+	}
+	h.cloud.offset += 2 * time.Minute
 	h.sweep()
 	if bucket.objects[testEntry+"/2"].size == 0 || len(h.marks(testEntry)) != 0 {
 		t.Errorf("the bucket has %v", bucket.objects)
@@ -688,7 +696,7 @@ func TestSweepDeletesMarksInSafeOrder(t *testing.T) {
 						delete(bucket.objects, key)
 						key = h.putRevocation(testEntry)
 					}
-					bucket.objects[key] = memObject{created: h.cloud.now().Add(time.Duration(i-10) * time.Minute)}
+					bucket.objects[key] = memObject{created: h.cloud.now().Add(time.Duration(i-10)*time.Minute - revocationKept)}
 				}
 				left := cut
 				h.cloud.deleting = func(key string) {
