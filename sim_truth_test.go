@@ -45,8 +45,9 @@ type simPrefix struct {
 	acquitted int
 	beganAt   time.Time
 	// owed: the last that owned it was once ready, and was deleted. What is left then is ours
-	// to see to, until somebody owns it again.
-	owed bool
+	// to see to, until somebody owns it again; what a stranger puts there after owedAt is not.
+	owed   bool
+	owedAt time.Time
 	// kept: a warning told that what is left is left, for want of a record (kept).
 	kept bool
 	// excused: somebody took from us what is needed to see to the rest.
@@ -167,7 +168,8 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 			owner.ready, owner.readyAt = t.w.seq, time.Now()
 			t.w.count("life", "entry ready")
 		}
-		if live && !owner.held && p.condemned {
+		// One whose deletion turns into a migration writes no mark either.
+		if live && e.DeletionTimestamp == nil && p.condemned {
 			p.condemned, p.acquitted = false, t.w.seq
 		}
 	}
@@ -180,7 +182,12 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 		}
 		if owner.everReady {
 			p.condemned, p.beganAt = true, owner.beganAt
-			p.owed = p.owed || !t.lives(owner)
+			if !p.owed && !t.lives(owner) {
+				p.owed = true
+			}
+			if p.owed {
+				p.owedAt = t.w.store.now()
+			}
 		}
 	}
 }
@@ -494,7 +501,7 @@ func (t *simTruth) ended() {
 				continue
 			}
 			for _, v := range b.versions {
-				if t.under(o, b, v.key) {
+				if t.under(o, b, v.key) && !v.created.After(t.prefix(o.bucket, o.base).owedAt) {
 					t.w.violation("forgotten", "%s/%s was forgotten: %s is gone, no mark tells of it", b.name, v.key, o)
 				}
 			}

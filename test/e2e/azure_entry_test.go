@@ -222,7 +222,7 @@ func TestAzureRequestsOfADeletion(t *testing.T) {
 	writeSecret(t, secretName(entries, "source-"+name), getSecret(t, gardenNamespace, generatedName(bucket)).Data)
 	create(t, entries, d.azureEntry("source-"+name, bucket))
 	waitHealthy(t, entries, "source-"+name)
-	measure("source-"+name, "retained (by an unknown policy)", 8)
+	measure("source-"+name, "retained (by an unknown policy)", 10)
 	awaitEvent(t, "ObjectsRetained", "source-"+name, fmt.Sprintf("%d objects", objects))
 	revoked("ListBlobs PutBlob ListBlobs", func() { d.createAzureEntry(t, name, bucket) })
 	measure(name, "retained", 4)

@@ -13,11 +13,12 @@ import (
 
 const day = 24 * time.Hour
 
-// awaitNoBlobs waits until nothing is left under a prefix.
+// awaitNoBlobs waits until nothing is left under a prefix but revocations.
 func awaitNoBlobs(t *testing.T, a *env.Azure, bucket, prefix string) {
 	t.Helper()
 	eventually(t, "nothing is left under "+prefix+" in container "+bucket, func(ctx context.Context) error {
 		left, err := a.ListBlobs(ctx, bucket, prefix)
+		left = slices.DeleteFunc(left, func(b env.AzureBlob) bool { return isRevocation(b.Name) })
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("left are %v", left)
 		}
@@ -130,8 +131,8 @@ func TestAzureTombstoneIsRevoked(t *testing.T) {
 	d.createAzureEntry(t, name, bucket)
 	awaitEvent(t, "TombstoneRevoked", name, bucket)
 	marks := blobs(t, a, bucket, tombstones)
-	// The source has left one as well, when it took the prefix over.
-	if n := len(blobs(t, a, bucket, tombstones+name+"/revoked-")); n != 2 {
+	// The source has left one as well, when it took the prefix over; a mark is written anew until it is the newest.
+	if n := len(blobs(t, a, bucket, tombstones+name+"/revoked-")); n < 2 {
 		t.Errorf("the tombstone was not revoked: %v", marks)
 	}
 	d.awaitValue(t, 0, "bucketwarden_backupbucket_tombstones", "bucket="+bucket)
@@ -143,8 +144,14 @@ func TestAzureTombstoneIsRevoked(t *testing.T) {
 	waitHealthy(t, entries, name)
 	checkBlobs(t, a, bucket, "", append(marks, blob)...)
 	// The marks go when they can be deleted; what is alive stays.
-	a.Advance(day + time.Minute)
-	awaitNoBlobs(t, a, bucket, tombstones)
+	a.Advance(27 * day)
+	eventually(t, "the marks are gone", func(ctx context.Context) error {
+		left, err := a.ListBlobs(ctx, bucket, tombstones)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left are %v", left)
+		}
+		return err
+	})
 	checkBlobs(t, a, bucket, "", blob)
 
 	// While it lives, the other one takes nothing with it.

@@ -371,6 +371,7 @@ func TestEntryIsMigratedAndRestored(t *testing.T) {
 
 	// Of a migrated entry nothing is reconciled any more.
 	before := d.passes(t, "backupentries")
+	makeBucket(t, "other-bucket", false)
 	changed := reconcile(t, entries, name, func(o *unstructured.Unstructured) { set(o, "other-bucket", "spec", "bucketName") })
 	d.awaitPassesSince(t, "backupentries", before, 1)
 	mustEqual(t, "version of the skipped entry", get(t, entries, name).GetResourceVersion(), changed.GetResourceVersion())

@@ -154,13 +154,19 @@ func versions(ctx context.Context, bucket, prefix string) ([]string, error) {
 	return keys, nil
 }
 
+// isRevocation says that a key is a mark that stays for 30 days; in a list of all that a bucket
+// holds it is left out.
+func isRevocation(key string) bool {
+	return strings.HasPrefix(key, tombstones) && strings.Contains(key, "/revoked-")
+}
+
 func checkVersions(t *testing.T, bucket, prefix string, want ...string) {
 	t.Helper()
 	got, err := versions(t.Context(), bucket, prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(got, want) {
+	if got = slices.DeleteFunc(got, isRevocation); !slices.Equal(got, want) {
 		t.Errorf("versions under %q in bucket %s are %v, want %v", prefix, bucket, got, want)
 	}
 }
