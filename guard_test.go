@@ -568,3 +568,22 @@ func TestNoTombstoneAgainstAnotherCluster(t *testing.T) {
 		t.Errorf("error %v, marks %v", err, marks)
 	}
 }
+
+// The clock of a store may have whole seconds: a mark that the entry has written itself may
+// seem younger than its purge.
+func TestTombstoneAfterTheOwnRevocation(t *testing.T) {
+	h := newHarness(t)
+	bucket := h.cloud.put("b", Policy{Days: 1})
+	c, err := h.cloud.client(bucketRef{Name: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := metav1.NewTime(h.cloud.now())
+	entry := &backupEntry{object: object{ObjectMeta: metav1.ObjectMeta{Name: "source-" + testEntry, UID: "own", CreationTimestamp: made, DeletionTimestamp: &made}}}
+	bucket.objects[revocationKey(testEntry, "own")] = memObject{created: h.cloud.now().Add(300 * time.Millisecond)}
+	result := PurgeResult{Retained: 1, RetainedUntil: h.cloud.now().Add(time.Hour), Now: h.cloud.now()}
+	err = bury(t.Context(), &prefixGuard{entry: entry, base: testEntry, objects: c}, result)
+	if marks := h.marks(testEntry); err != nil || !slices.ContainsFunc(marks, func(m mark) bool { return !m.revoked }) {
+		t.Errorf("error %v, marks %v", err, marks)
+	}
+}

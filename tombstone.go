@@ -299,7 +299,7 @@ func bury(ctx context.Context, guard *prefixGuard, result PurgeResult) error {
 		due, enough = now.Add(sweepRetry), now.Add(markTick)
 	}
 	switch {
-	case of.count > 0 && of.newest.revoked && !result.Now.IsZero() && of.newest.created.After(result.Now):
+	case of.count > 0 && of.newest.revoked && !of.newest.by(guard.entry.UID) && !result.Now.IsZero() && of.newest.created.After(result.Now):
 		// Another cluster took the prefix into use while it was purged.
 		return &prefixInUseError{entry: entry}
 	case of.buried() && !of.newest.due.Before(enough):
