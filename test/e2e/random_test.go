@@ -418,7 +418,8 @@ func (w *world) finish() {
 		}
 	}
 	w.check()
-	w.azure.Advance(3 * day)
+	// Revocations stay for 30 days.
+	w.azure.Advance(31 * day)
 	for i, s := range w.seeds {
 		eventually(w.t, fmt.Sprintf("nothing is left in the bucket of seed %d but what others wrote", i), func(ctx context.Context) error {
 			list, err := w.azure.ListBlobs(ctx, s.bucket, "")

@@ -57,12 +57,12 @@ func awaitEnd(t *testing.T, until time.Time) {
 	}
 }
 
-// awaitNoVersions waits until nothing is left under a prefix but revocations.
+// awaitNoVersions waits until nothing is left under a prefix but marks that are revoked.
 func awaitNoVersions(t *testing.T, bucket, prefix string) {
 	t.Helper()
 	eventually(t, "nothing is left under "+prefix+" in bucket "+bucket, func(ctx context.Context) error {
 		left, err := versions(ctx, bucket, prefix)
-		if left = slices.DeleteFunc(left, isRevocation); err == nil && len(left) > 0 {
+		if left = withoutRevoked(left); err == nil && len(left) > 0 {
 			err = fmt.Errorf("left are %v", left)
 		}
 		return err
