@@ -13,13 +13,16 @@ import (
 
 const day = 24 * time.Hour
 
-// awaitNoBlobs waits until nothing is left under a prefix but revocations.
+// awaitNoBlobs waits until nothing is left under a prefix but marks that are revoked.
 func awaitNoBlobs(t *testing.T, a *env.Azure, bucket, prefix string) {
 	t.Helper()
 	eventually(t, "nothing is left under "+prefix+" in container "+bucket, func(ctx context.Context) error {
-		left, err := a.ListBlobs(ctx, bucket, prefix)
-		left = slices.DeleteFunc(left, func(b env.AzureBlob) bool { return isRevocation(b.Name) })
-		if err == nil && len(left) > 0 {
+		list, err := a.ListBlobs(ctx, bucket, prefix)
+		var left []string
+		for _, b := range list {
+			left = append(left, b.Name)
+		}
+		if left = withoutRevoked(left); err == nil && len(left) > 0 {
 			err = fmt.Errorf("left are %v", left)
 		}
 		return err
