@@ -95,11 +95,25 @@ type storeError struct {
 	// code is the Gardener error code, empty if none fits.
 	code errorCode
 	err  error
+	// after is how long the store said to wait before it is asked again (Retry-After); zero if it did not say.
+	after time.Duration
 }
 
 func (e *storeError) Error() string { return e.err.Error() }
 
 func (e *storeError) Unwrap() error { return e.err }
+
+// retryAfter is how long a store said to wait before it is asked again; zero if it did not say.
+func retryAfter(err error) time.Duration {
+	var store *storeError
+	if errors.As(err, &store) {
+		return store.after
+	}
+	return 0
+}
+
+// isThrottled says that a store or its cloud asks for fewer requests.
+func isThrottled(err error) bool { return codeOf(err) == codeRateLimitsExceeded || retryAfter(err) > 0 }
 
 // waitError says that a store keeps something for now. It is no failure: the caller says
 // why and comes back later.
