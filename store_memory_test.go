@@ -99,6 +99,8 @@ type memoryConfig struct {
 
 func (p *memoryProvider) name() string { return storeMemory }
 
+func (p *memoryProvider) verifyInterval() time.Duration { return time.Minute }
+
 func (p *memoryProvider) parseConfig(path *field.Path, providerType string, raw []byte) (desired, error) {
 	var config memoryConfig
 	if err := decodeConfig(path, providerType, raw, &config); err != nil {
@@ -128,7 +130,7 @@ func (p *memoryProvider) open(ref bucketRef, credentials map[string][]byte) (*me
 	case key == "":
 		return nil, configErrorf("the credentials secret lacks %s", memoryKey)
 	case !s3BucketNamePattern.MatchString(ref.Name):
-		return nil, &storeError{codeConfigurationProblem, fmt.Errorf("the bucket name %q is not allowed: %w", ref.Name, errNotOurBucket)}
+		return nil, &storeError{code: codeConfigurationProblem, err: fmt.Errorf("the bucket name %q is not allowed: %w", ref.Name, errNotOurBucket)}
 	}
 	return &memoryStore{p, ref, key}, nil
 }
@@ -234,7 +236,7 @@ func (s *memoryStore) SetPolicy(ctx context.Context, p Policy) error {
 	case err != nil:
 		return err
 	case state.Policy.Locked:
-		return &storeError{codeConfigurationProblem, fmt.Errorf("bucket %q has a %s, which can only be extended", s.Name, state.Policy)}
+		return &storeError{code: codeConfigurationProblem, err: fmt.Errorf("bucket %q has a %s, which can only be extended", s.Name, state.Policy)}
 	}
 	return s.putPolicy(ctx, p)
 }
@@ -281,6 +283,8 @@ func (s *memoryStore) Put(ctx context.Context, key string) error {
 	_, err := s.request(ctx, "PutObject", there(func(b *memoryBucket) { s.server.write(b, version{key: key}) }))
 	return err
 }
+
+func (s *memoryStore) endpoint() endpointRef { return endpointRef{"memory", s.Name} }
 
 func (s *memoryStore) traits() traits {
 	return traits{batch: 100, backoff: func(int) time.Duration { return time.Millisecond }}
