@@ -320,6 +320,50 @@ func TestQueueOfStores(t *testing.T) {
 	})
 }
 
+// What needs a store ends with its object, and is not done for the next one of its name.
+func TestQueueOfStoresForgetsWhatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController("tests", newMetrics())
+		c.endpoints = newEndpoints(1, c.metrics)
+		c.splitStores()
+		ended, finished := 0, 0
+		c.reconcile = func(ctx context.Context, _ cache.ObjectName, _ bool) (time.Duration, error) {
+			return c.atStore(ctx, true, func(ctx context.Context) (time.Duration, error) {
+				if err := c.endpoints.enter(ctx, endpointRef{"host", "bucket"}, classLook); err != nil {
+					return 0, err
+				}
+				select {
+				case <-time.After(time.Minute):
+					finished++
+					return 0, nil
+				case <-ctx.Done():
+					ended++
+					return 0, ctx.Err()
+				}
+			})
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { c.run(ctx, context.WithoutCancel(ctx), 1); close(done) }()
+		parked := cache.ObjectName{Name: "parked"}
+		c.enqueue(queueTestKey)
+		synctest.Wait()
+		c.enqueue(parked)
+		synctest.Wait()
+		c.gone(queueTestKey)
+		c.gone(parked)
+		time.Sleep(time.Hour)
+		if ended != 1 || finished != 0 {
+			t.Errorf("ended %d, finished %d", ended, finished)
+		}
+		stop()
+		<-done
+		if len(c.parts)+len(c.running)+len(c.wanted)+len(c.endpoints.asleep) > 0 {
+			t.Errorf("left are %v, %v, %v, %v", c.parts, c.running, c.wanted, c.endpoints.asleep)
+		}
+	})
+}
+
 // A deletion is not ended by news about its object, which come every few seconds; they are looked at after it.
 func TestQueueOfStoresKeepsDeletions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

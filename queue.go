@@ -95,8 +95,16 @@ func (*storePart) Error() string { return "the pass goes on in the queue of stor
 type running struct {
 	atStore, interruptible, interrupted bool
 	cancel                              context.CancelFunc
-	// again says that the key came up meanwhile.
-	again bool
+	// again says that the key came up meanwhile, gone that its object went.
+	again, gone bool
+}
+
+// interrupt ends a pass that news about its object make pointless.
+func (r *running) interrupt() {
+	if r.interruptible && !r.interrupted {
+		r.interrupted = true
+		r.cancel()
+	}
 }
 
 // controller is the worker loop of one resource, and what it remembers of objects
@@ -253,6 +261,10 @@ func (c *controller) gone(key cache.ObjectName) {
 	delete(c.due, key)
 	delete(c.throttled, key)
 	delete(c.parts, key)
+	if at := c.running[key]; at != nil {
+		at.gone = true
+		at.interrupt()
+	}
 	c.mu.Unlock()
 	c.endpoints.awake(c.id(key))
 	c.queue.Forget(key)
@@ -349,10 +361,7 @@ func (c *controller) begin(key cache.ObjectName, now *running) bool {
 	if at := c.running[key]; at != nil {
 		if !now.atStore {
 			at.again = true
-			if at.interruptible && !at.interrupted {
-				at.interrupted = true
-				at.cancel()
-			}
+			at.interrupt()
 		}
 		return false
 	}
@@ -372,6 +381,7 @@ func (c *controller) end(key cache.ObjectName, was *running, part *storePart) {
 	delete(c.running, key)
 	again := was.again
 	switch {
+	case was.gone:
 	case part != nil && !again:
 		c.parts[key] = part
 	case part != nil || was.interrupted:
