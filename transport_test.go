@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -123,6 +124,34 @@ func TestHostileAnswers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Nothing is asked for, or taken, that a small answer can blow up.
+func TestAnswersAreNotUnpacked(t *testing.T) {
+	var header http.Header
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header = r.Header
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = io.WriteString(w, "packed")
+	}))
+	defer server.Close()
+	transport := newTransport(&tls.Config{})
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(t.Context(), "GET", server.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(response.Body)
+	if header.Get("Accept-Encoding") != "" || string(body) != "packed" || err != nil {
+		t.Errorf("asked with %v, got %q, %v", header, body, err)
+	}
+	if err := response.Body.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
