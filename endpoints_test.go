@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -261,19 +262,26 @@ func TestQueueOfStores(t *testing.T) {
 		c := newController("tests", newMetrics())
 		c.endpoints = newEndpoints(1, c.metrics)
 		c.splitStores()
+		var mu sync.Mutex
 		secrets, ready, ended, concurrent := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
+		add := func(to map[string]int, name string, n int) int {
+			mu.Lock()
+			defer mu.Unlock()
+			to[name] += n
+			return to[name]
+		}
 		hanging := endpointRef{"hanging", "bucket"}
 		c.reconcile = func(ctx context.Context, key cache.ObjectName, _ bool) (time.Duration, error) {
-			if concurrent[key.Name]++; concurrent[key.Name] > 1 {
+			if add(concurrent, key.Name, 1) > 1 {
 				t.Errorf("two workers have %s", key.Name)
 			}
-			defer func() { concurrent[key.Name]-- }()
-			secrets[key.Name]++
+			defer add(concurrent, key.Name, -1)
+			add(secrets, key.Name, 1)
 			return c.atStore(ctx, true, func(ctx context.Context) (time.Duration, error) {
-				if concurrent[key.Name]++; concurrent[key.Name] > 1 {
+				if add(concurrent, key.Name, 1) > 1 {
 					t.Errorf("two workers have %s", key.Name)
 				}
-				defer func() { concurrent[key.Name]-- }()
+				defer add(concurrent, key.Name, -1)
 				ref := endpointRef{"healthy", "bucket"}
 				if key.Name[0] == 'h' {
 					ref = hanging
@@ -283,11 +291,11 @@ func TestQueueOfStores(t *testing.T) {
 				}
 				if ref == hanging {
 					<-ctx.Done()
-					ended[key.Name]++
+					add(ended, key.Name, 1)
 					return 0, ctx.Err()
 				}
 				c.endpoints.answered(passOf(ctx), "healthy")
-				ready[key.Name]++
+				add(ready, key.Name, 1)
 				return 0, nil
 			})
 		}

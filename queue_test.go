@@ -125,6 +125,26 @@ func TestQueueOutcomes(t *testing.T) {
 			r.expectOutcomes(map[string]float64{outcomeAgain: 2, outcomeSuccess: 1})
 		})
 	})
+	t.Run("told when to come back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := startQueueTest(t, 1, func(_ context.Context, pass int, _ bool) (time.Duration, error) {
+				if pass == 1 {
+					return 0, nil
+				}
+				return 0, &storeError{code: codeRateLimitsExceeded, err: errors.New("slow down"), after: 10 * time.Minute}
+			})
+			r.enqueue(queueTestKey)
+			r.sleep(15 * time.Minute)
+			r.stop()
+			<-r.ended
+			if len(r.passes) != 2 {
+				t.Fatalf("passes began at %q", r.passes)
+			}
+			if second, err := time.ParseDuration(r.passes[1]); err != nil || second < 10*time.Minute || second > 11*time.Minute {
+				t.Errorf("passes began at %q", r.passes)
+			}
+		})
+	})
 	t.Run("failed", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := startQueueTest(t, 1, func(_ context.Context, pass int, _ bool) (time.Duration, error) {
