@@ -361,11 +361,11 @@ func TestQueueOfStoresForgetsWhatIsGone(t *testing.T) {
 		c.gone(queueTestKey)
 		c.gone(parked)
 		time.Sleep(time.Hour)
+		stop()
+		<-done
 		if ended != 1 || finished != 0 {
 			t.Errorf("ended %d, finished %d", ended, finished)
 		}
-		stop()
-		<-done
 		if len(c.parts)+len(c.running)+len(c.wanted)+len(c.endpoints.asleep) > 0 {
 			t.Errorf("left are %v, %v, %v, %v", c.parts, c.running, c.wanted, c.endpoints.asleep)
 		}
