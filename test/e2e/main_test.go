@@ -107,7 +107,7 @@ func startMinIO(t *testing.T, options env.MinIOOptions) *env.MinIO {
 
 func startProxy(t *testing.T, m *env.MinIO) *env.Proxy {
 	t.Helper()
-	proxy, err := env.StartProxy(m)
+	proxy, err := env.StartProxy(&m.S3Server)
 	if err != nil {
 		t.Fatal(err)
 	}
