@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -17,19 +16,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// s3Backend is MinIO behind a proxy.
+// s3Backend is a real S3 server behind a proxy.
 type s3Backend struct {
 	*suiteProxy
 	data   map[string][]byte
 	client *s3.Client // past the proxy
 }
 
-func startS3Backend(t *testing.T, secret string) storeBackend {
+func startS3Backend(t *testing.T, secret map[string][]byte) storeBackend {
 	t.Helper()
-	b := &s3Backend{}
-	if err := json.Unmarshal([]byte(secret), &b.data); err != nil {
-		t.Fatal(err)
-	}
+	b := &s3Backend{data: secret}
 	endpoint := string(b.data[s3KeyEndpoint])
 	b.client = s3.New(s3.Options{
 		BaseEndpoint: aws.String(endpoint), Region: string(b.data[s3KeyRegion]), UsePathStyle: true,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,30 +23,35 @@ import (
 )
 
 // What a Store has to do is written down once, in testStore, and every store passes it
-// against a server: MinIO, and Azurite with a management plane. test/e2e starts them,
-// runs these tests and says where they are: the data of a credentials secret in JSON, and
-// a URL that describes the Azure.
+// against a server: MinIO, Ceph, and Azurite with a management plane. test/e2e starts them,
+// runs these tests and says where they are: the data of a credentials secret for each S3
+// server, by its name, in JSON; and a URL that describes the Azure.
 const (
 	suiteEnvS3    = "BUCKETWARDEN_TEST_S3"
 	suiteEnvAzure = "BUCKETWARDEN_TEST_AZURE"
 )
 
 func TestStoreAcceptance(t *testing.T) {
-	for _, backend := range []struct {
-		kind  string
-		env   string
-		start func(*testing.T, string) storeBackend
-	}{
-		{storeS3, suiteEnvS3, startS3Backend},
-		{storeAzure, suiteEnvAzure, startAzureBackend},
-	} {
-		t.Run(backend.kind, func(t *testing.T) {
+	servers := map[string]map[string][]byte{}
+	if where := os.Getenv(suiteEnvS3); where != "" {
+		if err := json.Unmarshal([]byte(where), &servers); err != nil {
+			t.Fatal(err)
+		}
+	}
+	azure := os.Getenv(suiteEnvAzure)
+	if len(servers) == 0 && azure == "" {
+		t.Skipf("needs servers, which %s and %s name: run make test-e2e", suiteEnvS3, suiteEnvAzure)
+	}
+	for name, secret := range servers {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			where := os.Getenv(backend.env)
-			if where == "" {
-				t.Skipf("needs a server, which %s names: run make test-e2e", backend.env)
-			}
-			testStore(t, backend.start(t, where))
+			testStore(t, startS3Backend(t, secret))
+		})
+	}
+	if azure != "" {
+		t.Run(storeAzure, func(t *testing.T) {
+			t.Parallel()
+			testStore(t, startAzureBackend(t, azure))
 		})
 	}
 }

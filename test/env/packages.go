@@ -29,7 +29,7 @@ var ErrUnavailable = errors.New("not to be had on this machine")
 const packagesTimeout = 10 * time.Minute
 
 // aptOptions keep apt-get from waiting for minutes where there is no network.
-var aptOptions = []string{"-q", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"}
+var aptOptions = []string{"-qq", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"}
 
 // unpack makes root of packages; with the missing packages that they depend on, if needed.
 // Packages whose names begin with one of the prefixes are left out.
@@ -72,7 +72,7 @@ func downloadPackages(ctx context.Context, dir string, dependencies bool, withou
 	download := func() error {
 		names := slices.Clone(packages)
 		if dependencies {
-			missing, err := missingPackages(ctx, packages)
+			missing, err := missingPackages(ctx, dir, packages)
 			if err != nil {
 				return err
 			}
@@ -84,38 +84,54 @@ func downloadPackages(ctx context.Context, dir string, dependencies bool, withou
 			slices.Sort(names)
 			names = slices.Compact(names)
 		}
-		return command(ctx, dir, slices.Concat([]string{"apt-get"}, aptOptions, []string{"download"}, names)...)
+		_, err := apt(ctx, dir, append([]string{"download"}, names...)...)
+		return err
 	}
 	err := download()
 	if err == nil {
 		return nil
 	}
-	update := slices.Concat([]string{"apt-get"}, aptOptions, []string{"update"})
-	if os.Geteuid() != 0 {
-		update = append([]string{"sudo", "-n"}, update...)
-	}
-	if updateErr := command(ctx, dir, update...); updateErr != nil {
+	if _, updateErr := apt(ctx, dir, "update"); updateErr != nil {
 		return fmt.Errorf("please install %s, or run apt-get update as root: %w", strings.Join(packages, ", "), errors.Join(err, updateErr))
 	}
 	return download()
 }
 
 // missingPackages returns what would have to be installed for the packages.
-func missingPackages(ctx context.Context, packages []string) (names []string, err error) {
-	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"--simulate", "--no-install-recommends", "install"}, packages...)...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	var problems bytes.Buffer
-	cmd.Stderr = &problems
-	output, err := cmd.Output()
+func missingPackages(ctx context.Context, dir string, packages []string) (names []string, err error) {
+	output, err := apt(ctx, dir, append([]string{"--simulate", "--no-install-recommends", "install"}, packages...)...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w\n%s", cmd, err, bytes.TrimSpace(problems.Bytes()))
+		return nil, err
 	}
-	for line := range strings.Lines(string(output)) {
+	for line := range strings.Lines(output) {
 		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Inst" {
 			names = append(names, fields[1])
 		}
 	}
 	return names, nil
+}
+
+// apt runs apt-get and returns what it prints. Of what it complains about, the error has the
+// beginning: it says the same of every package.
+func apt(ctx context.Context, dir string, args ...string) (string, error) {
+	words := slices.Concat([]string{"apt-get"}, aptOptions, args)
+	if args[0] == "update" && os.Geteuid() != 0 {
+		words = append([]string{"sudo", "-n"}, words...)
+	}
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "LC_ALL=C")
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	output, err := cmd.Output()
+	if err == nil {
+		return string(output), nil
+	}
+	const limit = 300
+	complaint := bytes.TrimSpace(complaints.Bytes())
+	if i := bytes.Index(complaint, []byte("E: ")); i > 0 {
+		complaint = complaint[i:]
+	}
+	return "", fmt.Errorf("apt-get %s: %w: %s", args[0], errors.Join(err, context.Cause(ctx)), complaint[:min(limit, len(complaint))])
 }
 
 // command runs a command and returns its output with the error.
