@@ -245,10 +245,12 @@ type bucketPass struct {
 	// start is called before the first change in the cloud.
 	start func() error
 
-	observed bool
-	live     BucketState
-	gaps     []string
-	hardened bool
+	// lockAtOnce is a trait of the store.
+	lockAtOnce bool
+	observed   bool
+	live       BucketState
+	gaps       []string
+	hardened   bool
 	// generated is the generated secret, nil if there is none.
 	generated *corev1.Secret
 }
@@ -278,7 +280,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.generated = generated
+	p.generated, p.lockAtOnce = generated, store.traits().locksAtOnce
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
@@ -397,13 +399,13 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 
 // nextSteps is what the policy needs now.
 func (p *bucketPass) nextSteps() policyPlan {
-	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy)
+	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy, p.lockAtOnce)
 	if limit, ok := p.provider(&p.b.object).(extensionLimit); ok && p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
 		return policyPlan{Refusal: limit.refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
 	}
-	if p.live.Appends && !p.live.Policy.Locked && !p.live.Policy.None() && p.live.Policy == p.desired.Policy {
-		// Setting it anew switches protected append writes off, which we never allow.
-		plan.Steps = []Step{{Policy: p.desired.Policy}}
+	if live := p.live; !live.Policy.None() && live.Policy == p.desired.Policy && (live.Appends && !live.Policy.Locked || live.Years) {
+		// Setting it anew switches protected append writes off, which we never allow, and writes the period in days.
+		plan.Steps = []Step{{Lock: live.Policy.Locked, Policy: p.desired.Policy}}
 	}
 	return plan
 }
@@ -453,7 +455,7 @@ func (p *bucketPass) readBack(ctx context.Context, store Store) error {
 	before := p.live
 	for i := 0; ; i++ {
 		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends ||
-			i == len(readBackDelays) {
+			p.live.Years != before.Years || i == len(readBackDelays) {
 			return err
 		}
 		select {

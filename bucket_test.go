@@ -237,7 +237,7 @@ func TestBucketPolicyTable(t *testing.T) {
 		lock4d        = "store b LockPolicy locked retention of 96h"
 	)
 	none := Policy{}
-	for _, test := range []struct {
+	type row struct {
 		name                    string
 		desired, live, recorded Policy
 		// changes come before hardening.
@@ -249,7 +249,9 @@ func TestBucketPolicyTable(t *testing.T) {
 		// found: a lock that we did not set is recorded.
 		found     bool
 		condition string
-	}{
+	}
+	var tests []row
+	for _, test := range []row{
 		{name: "nothing wanted, nothing there", condition: "False NoPolicy"},
 		{name: "our unlocked policy is removed", live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy no immutability"}, condition: "False NoPolicy"},
 		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "False Unlocked"},
@@ -272,8 +274,18 @@ func TestBucketPolicyTable(t *testing.T) {
 		{name: "a removed lock is restored and not shortened", desired: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonShorten, keeps: true, condition: "True Locked"},
 		{name: "a removed lock is restored and not disabled", recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonDisable, keeps: true, condition: "True Locked"},
 	} {
+		// A store that locks in one step gets no other on the way to a lock.
+		once := test
+		once.name += ", at once"
+		if once.changes = slices.Clone(test.changes); len(once.changes) == 2 {
+			once.changes = once.changes[1:]
+		}
+		tests = append(tests, test, once)
+	}
+	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHarness(t)
+			h.cloud.atOnce = i%2 == 1
 			h.cloud.put("b", test.live)
 			h.putBucket(true, withPolicy(test.desired), withRecord(test.recorded), withOperation(operationReconcile))
 			wait, err := h.passBucket("b")
@@ -917,6 +929,52 @@ func shortReadBack(t *testing.T) {
 	delays := readBackDelays
 	readBackDelays = make([]time.Duration, len(delays))
 	t.Cleanup(func() { readBackDelays = delays })
+}
+
+// etcd-backup-restore reads only days: a default retention in years is written anew in days if it is as desired, and left
+// where it is not.
+func TestBucketPolicyInYears(t *testing.T) {
+	years := lockedPolicy(730)
+	for _, test := range []struct {
+		name                    string
+		desired, live, recorded Policy
+		operation               string
+		changes                 []string
+		drift                   float64
+		fails                   bool
+	}{
+		{name: "found by a reconcile", desired: years, live: years, operation: operationReconcile, changes: []string{"store b LockPolicy locked retention of 17520h"}},
+		{name: "rewritten behind our back", desired: years, live: years, recorded: years, changes: []string{"store b LockPolicy locked retention of 17520h"}, drift: 1},
+		{name: "unlocked", desired: unlockedPolicy(365), live: unlockedPolicy(365), recorded: unlockedPolicy(365), operation: operationReconcile,
+			changes: []string{"store b SetPolicy unlocked retention of 8760h"}},
+		{name: "extended", desired: lockedPolicy(731), live: years, recorded: years, operation: operationReconcile, changes: []string{"store b LockPolicy locked retention of 17544h"}},
+		{name: "not asked for", live: years, operation: operationReconcile},
+		{name: "shorter is asked for", desired: lockedPolicy(729), live: years, recorded: lockedPolicy(729), operation: operationReconcile, fails: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			shortReadBack(t)
+			h := newHarness(t)
+			h.cloud.atOnce = true
+			b := h.cloud.put("b", test.live)
+			b.state.Years = true
+			edits := []editObject{withPolicy(test.desired), withRecord(test.recorded)}
+			if test.operation != "" {
+				edits = append(edits, withOperation(test.operation))
+			}
+			h.putBucket(true, edits...)
+			if _, err := h.passBucket("b"); (err != nil) != test.fails {
+				t.Errorf("got error %v", err)
+			}
+			changes := slices.DeleteFunc(h.storeChanges(), func(line string) bool { return line == "store b Harden" })
+			if !slices.Equal(changes, test.changes) || b.state.Years != (len(test.changes) == 0) {
+				t.Errorf("changes %q, want %q; in years: %t", changes, test.changes, b.state.Years)
+			}
+			if b.state.Policy.weakerThan(test.live) {
+				t.Errorf("the bucket has %s, it had %s", b.state.Policy, test.live)
+			}
+			h.wantMetric(test.drift, "bucketwarden_backupbucket_policy_drift_total", "b")
+		})
+	}
 }
 
 // S3 may answer with the old policy for a while.

@@ -713,6 +713,8 @@ type memStore struct {
 	fail map[string]error
 	// gaps is what Harden answers.
 	gaps []string
+	// atOnce: it locks in one step.
+	atOnce bool
 	// ignoresPolicy: it takes policies and does not keep them.
 	ignoresPolicy bool
 	// offset is how much the store's clock is ahead of ours.
@@ -1029,7 +1031,7 @@ func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
 func (c *memClient) apply(b *memBucket, p Policy) {
 	b.read, b.before, b.lag = false, b.state.Policy, c.lag
 	if !c.ignoresPolicy {
-		b.state.Policy, b.state.Appends = p, false
+		b.state.Policy, b.state.Appends, b.state.Years = p, false, false
 	}
 }
 
@@ -1126,7 +1128,7 @@ func (c *memClient) until(context.Context, version) (time.Time, error) { return 
 
 // traits implements versions.
 func (c *memClient) traits() traits {
-	return traits{batch: cmp.Or(c.batch, 1000), serial: true, backoff: func(int) time.Duration { return 0 }}
+	return traits{batch: cmp.Or(c.batch, 1000), serial: true, locksAtOnce: c.atOnce, backoff: func(int) time.Duration { return 0 }}
 }
 
 func (c *memClient) Delete(ctx context.Context, leave permit) error {

@@ -84,7 +84,7 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 			if err != nil {
 				return BucketState{}, err
 			}
-			return BucketState{Exists: true, Policy: policy}, nil
+			return BucketState{Exists: true, Policy: policy, Years: !policy.None() && config.Rule.DefaultRetention.Days == nil}, nil
 		}
 	case s3ErrorCode(err) == "NoSuchBucket":
 		return BucketState{}, nil

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
 const (
@@ -395,7 +397,7 @@ func TestS3Observe(t *testing.T) {
 	}{
 		"locked days":  {lock: lockDocument(lockRule("COMPLIANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}}, calls: lockOnly},
 		"unlocked":     {lock: lockDocument(lockRule("GOVERNANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4}}, calls: lockOnly},
-		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Policy: Policy{Days: 730, Locked: true}}, calls: lockOnly},
+		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Policy: Policy{Days: 730, Locked: true}, Years: true}, calls: lockOnly},
 		"no rule":      {lock: lockDocument(""), want: BucketState{Exists: true}, calls: lockOnly},
 		"empty rule":   {lock: lockDocument("<Rule></Rule>"), want: BucketState{Exists: true}, calls: lockOnly},
 		"unknown mode": {lock: lockDocument(lockRule("ETERNAL", "<Days>4</Days>")), code: codeConfigurationProblem, parts: []string{"ETERNAL"}, calls: lockOnly},
@@ -527,11 +529,15 @@ func TestS3PutPolicy(t *testing.T) {
 		{func() error { return b.SetPolicy(ctx, Policy{Days: 4}) }, Policy{Days: 4}},
 		{func() error { return b.LockPolicy(ctx, Policy{Days: 5, Locked: true}) }, Policy{Days: 5, Locked: true}},
 		{func() error { return b.SetPolicy(ctx, Policy{}) }, Policy{}},
+		{func() error { return b.LockPolicy(ctx, Policy{Days: 6, Locked: true}) }, Policy{Days: 6, Locked: true}},
 	} {
 		if err := step.put(); err != nil {
 			t.Fatal(err)
 		}
 		wantCalls(t, f, "PutObjectLockConfiguration")
+		if mode := types.ObjectLockRetentionModeCompliance; strings.Contains(f.lock, string(mode)) != step.want.Locked {
+			t.Errorf("a %s was written as %s", step.want, f.lock)
+		}
 		state, err := b.Observe(ctx)
 		if want := (BucketState{Exists: true, Policy: step.want}); err != nil || state != want {
 			t.Errorf("got %+v, %v, want %+v", state, err, want)
