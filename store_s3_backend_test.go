@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -23,9 +24,12 @@ type s3Backend struct {
 	client *s3.Client // past the proxy
 }
 
-func startS3Backend(t *testing.T, secret map[string][]byte) storeBackend {
+func startS3Backend(t *testing.T, secret string) storeBackend {
 	t.Helper()
-	b := &s3Backend{data: secret}
+	b := &s3Backend{}
+	if err := json.Unmarshal([]byte(secret), &b.data); err != nil {
+		t.Fatal(err)
+	}
 	endpoint := string(b.data[s3KeyEndpoint])
 	b.client = s3.New(s3.Options{
 		BaseEndpoint: aws.String(endpoint), Region: string(b.data[s3KeyRegion]), UsePathStyle: true,

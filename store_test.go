@@ -32,7 +32,7 @@ const (
 )
 
 func TestStoreAcceptance(t *testing.T) {
-	servers := map[string]map[string][]byte{}
+	servers := map[string]json.RawMessage{}
 	if where := os.Getenv(suiteEnvS3); where != "" {
 		if err := json.Unmarshal([]byte(where), &servers); err != nil {
 			t.Fatal(err)
@@ -45,7 +45,7 @@ func TestStoreAcceptance(t *testing.T) {
 	for name, secret := range servers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testStore(t, startS3Backend(t, secret))
+			testStore(t, startS3Backend(t, string(secret)))
 		})
 	}
 	if azure != "" {
