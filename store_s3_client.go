@@ -285,7 +285,7 @@ type s3Client struct {
 func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 	client := &s3Client{
 		transport:   newTransport(&tls.Config{RootCAs: config.roots, InsecureSkipVerify: config.insecure}),
-		backoff:     retry.NewExponentialJitterBackoff(c.maxBackoff),
+		backoff:     s3Backoff(retry.NewExponentialJitterBackoff(c.maxBackoff)),
 		region:      region,
 		aws:         config.endpoint == nil || isAWSHost(config.endpoint.Hostname(), region),
 		partition:   "aws",
@@ -307,9 +307,10 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		o.Backoff = client.backoff
 		// The SDK's quota would replace the store's error by its own.
 		o.RateLimiter = ratelimit.None
-		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Retryable)}, o.Retryables...)
+		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Patient), retry.IsErrorRetryableFunc(s3Retryable)}, o.Retryables...)
 	})
 	observe := func(stack *middleware.Stack) error { return stack.Deserialize.Add(c.observer(), middleware.Before) }
+	check := func(stack *middleware.Stack) error { return stack.Deserialize.Add(s3CheckDocument, middleware.After) }
 
 	stsOptions := sts.Options{
 		Region: region, HTTPClient: httpClient, Retryer: retryer, AppID: s3UserAgent,
@@ -335,7 +336,7 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		Region: region, HTTPClient: httpClient, Retryer: retryer, AppID: s3UserAgent, Credentials: provider,
 		UsePathStyle:               config.pathStyle,
 		RequestChecksumCalculation: config.requestChecksum, ResponseChecksumValidation: config.responseChecksum,
-		APIOptions: []func(*middleware.Stack) error{observe},
+		APIOptions: []func(*middleware.Stack) error{observe, check},
 	}
 	if config.requestChecksum == aws.RequestChecksumCalculationWhenRequired {
 		// Stores that do not know x-amz-checksum-* ask for this one.
