@@ -157,20 +157,3 @@ func TestMergeS3Policy(t *testing.T) {
 		})
 	}
 }
-
-func TestS3Partitions(t *testing.T) {
-	clients := newS3Clients(newMetrics())
-	for region, want := range map[string]string{
-		"eu-west-1": "aws", "cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov", "eusc-de-east-1": "aws-eusc", "us-iso-east-1": "aws-iso", "us-isob-east-1": "aws-iso-b",
-	} {
-		for endpoint, want := range map[string]string{"": want, "https://minio.example.com": "aws", "https://s3.amazonaws.com": want} {
-			store, err := clients.openStore(bucketRef{Name: "backups", Region: region}, testS3Credentials(map[string]string{s3KeyEndpoint: endpoint}))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := store.(*s3Bucket).tlsStatements()[0].Resource[0]; got != "arn:"+want+":s3:::backups" {
-				t.Errorf("%s %s: got %s", region, endpoint, got)
-			}
-		}
-	}
-}

@@ -394,6 +394,9 @@ func TestS3Observe(t *testing.T) {
 		parts   []string
 		calls   []string
 		notOurs bool
+		// recorded is the policy on record; fails: with an error that has no code.
+		recorded Policy
+		fails    bool
 	}{
 		"locked days":  {lock: lockDocument(lockRule("COMPLIANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}}, calls: lockOnly},
 		"unlocked":     {lock: lockDocument(lockRule("GOVERNANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4}}, calls: lockOnly},
@@ -417,7 +420,38 @@ func TestS3Observe(t *testing.T) {
 		"not listed by another store": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
 			code: codeUnauthorized, parts: []string{"somebody else"}, calls: listed},
 		"404 of a proxy": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 404, "", "") },
-			code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint}, calls: lockOnly},
+			code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint, s3KeyAccessKeyID}, calls: lockOnly},
+		"404 in HTML": {prepare: func(f *fakeS3) {
+			f.on["GetObjectLockConfiguration"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, "<!DOCTYPE html><html><head><title>404</title></head><body><p>Not here<br></body></html>")
+				return true
+			}
+		}, code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint, s3KeyAccessKeyID}, calls: lockOnly},
+		"unknown access key, answered with 404": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "InvalidAccessKeyId", "no key "+testKeyID)
+		}, code: codeUnauthenticated, parts: []string{"InvalidAccessKeyId", "credentials"}, calls: lockOnly},
+		"unknown access key, answered by Ceph": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 403, "InvalidAccessKeyId", "")
+		}, code: codeUnauthenticated, parts: []string{"InvalidAccessKeyId", "credentials"}, calls: lockOnly},
+		"unknown access key, the user is not found": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "NoSuchUser", "")
+		}, code: codeUnauthenticated, parts: []string{"NoSuchUser", "credentials"}, calls: lockOnly},
+		"unknown access key, nothing is found": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "AccountNotFound", "")
+			f.refuse("HeadBucket", -1, 404, "", "")
+		}, code: codeRetryableConfiguration, parts: []string{"AccountNotFound", s3KeyEndpoint, s3KeyAccessKeyID}, calls: withHead},
+		"object lock is not found": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 404, "NoSuchConfiguration", "") },
+			want: BucketState{Exists: true}, calls: withHead},
+		"object lock is a bad request": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "InvalidArgument", "") },
+			want: BucketState{Exists: true}, calls: withHead},
+		"object lock is a bad request, of a bucket with a policy": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "InvalidArgument", "") },
+			recorded: Policy{Days: 4}, parts: []string{"InvalidArgument"}, fails: true, calls: lockOnly},
+		"the token has run out": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "ExpiredToken", "") },
+			code: codeUnauthenticated, calls: lockOnly},
+		"an empty answer": {prepare: func(f *fakeS3) {
+			f.on["GetObjectLockConfiguration"] = func(http.ResponseWriter, *http.Request, string) bool { return true }
+		}, want: BucketState{Exists: true}, calls: withHead},
 		"ours without permission": {prepare: func(f *fakeS3) {
 			f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied")
 			f.on["ListBuckets"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
@@ -466,11 +500,12 @@ func TestS3Observe(t *testing.T) {
 			if test.aws {
 				b = f.aws("eu-west-1")
 			}
+			b.Recorded = test.recorded
 			got, err := b.Observe(t.Context())
 			if errors.Is(err, errNotOurBucket) != test.notOurs {
 				t.Errorf("not our bucket: %t", !test.notOurs)
 			}
-			if test.code != "" {
+			if test.code != "" || test.fails {
 				wantS3Error(t, err, test.code, test.parts...)
 			} else if err != nil {
 				t.Fatal(err)
