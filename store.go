@@ -212,6 +212,8 @@ type bucketRef struct {
 	// Recorded is the policy that the BackupBucket's provider status records. The
 	// credentials of an entry cannot read the policy of an Azure container.
 	Recorded Policy
+	// Created says that we have made the bucket, so that its settings are ours if they look so.
+	Created bool
 	// Cloud, KeyExpirationDays and Account are Azure's: spec.providerConfig's
 	// cloudConfiguration.name and rotationConfig.expirationPeriodDays (0: not asked for),
 	// and the storage account that the generated secret names (empty: derived from Name).

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -68,6 +69,8 @@ func checkS3BucketName(name string) error {
 type s3Bucket struct {
 	*s3Client
 	bucketRef
+	// retains says that the bucket had a policy when it was last observed.
+	retains atomic.Bool
 }
 
 var _ Store = &s3Bucket{}
@@ -84,6 +87,7 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 			if err != nil {
 				return BucketState{}, err
 			}
+			b.retains.Store(!policy.None())
 			return BucketState{Exists: true, Policy: policy, Years: !policy.None() && config.Rule.DefaultRetention.Days == nil}, nil
 		}
 	case s3ErrorCode(err) == "NoSuchBucket":

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -280,6 +281,10 @@ type s3Client struct {
 	contentMD5                atomic.Int32
 	// noTLSVersion is set once the store has refused the condition key s3:TlsVersion.
 	noTLSVersion atomic.Bool
+	// plainURL is where an https endpoint would serve plain HTTP.
+	plainURL string
+	// encryptionTried has, by bucket, whether an object could be written with its default encryption, and tlsTried an s3TLS.
+	encryptionTried, tlsTried sync.Map
 }
 
 func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
@@ -347,7 +352,7 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		s3Options.APIOptions = append(s3Options.APIOptions, client.requireOwner)
 	}
 	if config.endpoint != nil {
-		client.plainHTTP = config.endpoint.Scheme == "http"
+		client.plainHTTP, client.plainURL = config.endpoint.Scheme == "http", s3PlainURL(config.endpoint)
 		s3Options.BaseEndpoint = aws.String(config.endpoint.String())
 	}
 	if client.aws && c.awsEndpoint != "" {

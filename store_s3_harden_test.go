@@ -124,7 +124,7 @@ func TestS3HardenGaps(t *testing.T) {
 
 func TestMergeS3Policy(t *testing.T) {
 	b := &s3Bucket{s3Client: &s3Client{partition: "aws"}, bucketRef: bucketRef{Name: "backups"}}
-	ours := b.tlsStatements()
+	ours := b.tlsStatements(s3Whole)
 	fresh, changed, err := mergeS3Policy("", ours)
 	if err != nil || !changed {
 		t.Fatal(changed, err)

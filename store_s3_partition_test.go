@@ -55,7 +55,7 @@ func TestS3Partitions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := store.(*s3Bucket).tlsStatements()[0].Resource[0]; got != "arn:"+want+":s3:::backups" {
+			if got := store.(*s3Bucket).tlsStatements(s3Whole)[0].Resource[0]; got != "arn:"+want+":s3:::backups" {
 				t.Errorf("%s %s: got %s", region, endpoint, got)
 			}
 		}

@@ -54,12 +54,16 @@ type fakeS3 struct {
 	initiated                     time.Time // of each upload
 	ignorePrefix, ignoreKeyErrors bool
 	requestID                     int
+	// What happens to settings, see store_s3_harden_test.go.
+	fakeS3Ways
+	// puts are the objects that were put, by key, with their headers.
+	puts map[string]http.Header
 }
 
 func newFakeS3(t *testing.T, tls bool) *fakeS3 {
 	f := &fakeS3{
 		t: t, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
-		headers: map[string]http.Header{}, bodies: map[string]string{}, keyErrors: map[string]string{},
+		headers: map[string]http.Header{}, bodies: map[string]string{}, keyErrors: map[string]string{}, puts: map[string]http.Header{},
 		lock: "ObjectLockConfigurationNotFoundError", encryption: "ServerSideEncryptionConfigurationNotFoundError",
 		block: "NoSuchPublicAccessBlockConfiguration",
 	}
@@ -102,6 +106,8 @@ func fakeS3Operation(r *http.Request, body string) string {
 		return "ListMultipartUploads"
 	case r.URL.Query().Has("uploadId") && key != "":
 		return "AbortMultipartUpload"
+	case key != "":
+		return verb + "Object"
 	case r.Method == http.MethodPut:
 		return "CreateBucket"
 	}
@@ -148,6 +154,14 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		document(f.block)
 	case "PutPublicAccessBlock":
 		f.block = body
+	case "DeleteBucketEncryption":
+		f.encryption = "ServerSideEncryptionConfigurationNotFoundError"
+		w.WriteHeader(http.StatusNoContent)
+	case "DeleteBucketPolicy":
+		f.policy = ""
+		w.WriteHeader(http.StatusNoContent)
+	case "GetObject", "HeadObject", "PutObject":
+		f.object(w, r)
 	case "GetBucketPolicy":
 		if f.policy == "" {
 			answerS3Error(w, http.StatusNotFound, "NoSuchBucketPolicy", "no policy")
