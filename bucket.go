@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -122,7 +123,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
 		return 0, err
 	}
-	return r.verifyInterval, nil
+	return p.interval(), nil
 }
 
 // reportRefusal says whether err is a refusal, and tells of a new one.
@@ -171,10 +172,10 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		delete(fields, "conditions")
 	}
 	if len(fields) == 0 {
-		return r.verifyInterval, nil
+		return p.interval(), nil
 	}
 	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": fields}, "status")
-	return r.verifyInterval, ignoreNotFound(err)
+	return p.interval(), ignoreNotFound(err)
 }
 
 // defend verifies a bucket whose spec is not to be carried out: it has changed without a
@@ -251,6 +252,8 @@ type bucketPass struct {
 	live       BucketState
 	gaps       []string
 	hardened   bool
+	// unhardened is why it is not known whether the bucket is hardened.
+	unhardened error
 	// generated is the generated secret, nil if there is none.
 	generated *corev1.Secret
 }
@@ -314,11 +317,10 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if existed && p.drifted(plan) {
 		p.reportDrift(ctx, was)
 	}
-	if p.kind.hardens(!existed) {
-		if p.gaps, err = store.Harden(ctx); err != nil {
+	if p.kind.hardens(!existed) || p.kind == passVerify && p.b.hardeningUnknown() {
+		if err := p.harden(ctx, store); err != nil {
 			return err
 		}
-		p.hardened = true
 	}
 	if account, ok := store.(accountStore); ok && p.kind.rotates() && (p.kind.hardens(!existed) || p.keyDue()) {
 		if err := p.ensureKeys(ctx, account); err != nil {
@@ -331,6 +333,41 @@ func (p *bucketPass) run(ctx context.Context) error {
 	}
 	return p.desired.err
 }
+
+// harden hardens the bucket, which never fails it: what could not be done is told, and what the store did not answer to is
+// unknown until the next look at the bucket. An error is the end of the pass.
+func (p *bucketPass) harden(ctx context.Context, store Store) error {
+	gaps, err := store.Harden(ctx)
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
+	if p.hardened = true; err != nil {
+		klog.FromContext(ctx).Error(err, "Could not harden the bucket")
+	}
+	switch {
+	case err == nil:
+		p.gaps = gaps
+	case isTransient(err), retryAfter(err) > 0:
+		p.gaps, p.unhardened = gaps, err
+		p.metrics.bucketGaps.DeleteLabelValues(p.b.Name)
+		return nil
+	default:
+		p.gaps = append(gaps, sentence(err))
+	}
+	p.metrics.bucketGaps.WithLabelValues(p.b.Name).Set(float64(len(p.gaps)))
+	return nil
+}
+
+// sentence is what an error says, as a part of a condition's message.
+func sentence(err error) string { return strings.TrimSuffix(shortened(err.Error()), ".") + "." }
+
+// hardeningUnknown says that the last attempt to harden the bucket had no answer.
+func (b *backupBucket) hardeningUnknown() bool {
+	return slices.ContainsFunc(b.Conditions, func(c condition) bool { return c.Type == conditionHardened && c.Status == "Unknown" })
+}
+
+// interval is when to look at the bucket again: not before the store wants to be asked.
+func (p *bucketPass) interval() time.Duration { return max(p.verifyInterval, retryAfter(p.unhardened)) }
 
 // errNotDefended says that a pass that only defends found something that only a
 // reconcile may change: a spec that nobody has asked to carry out may name another secret
@@ -527,7 +564,7 @@ func (p *bucketPass) statusFields() map[string]any {
 	}
 	wanted := []condition{p.immutableCondition()}
 	if p.hardened {
-		wanted = append(wanted, hardenedCondition(p.gaps))
+		wanted = append(wanted, hardenedCondition(p.gaps, p.unhardened))
 	}
 	if conditions, changed := mergeConditions(p.b.Conditions, time.Now(), wanted...); changed {
 		fields["conditions"] = conditions
@@ -554,7 +591,11 @@ func (p *bucketPass) immutableCondition() condition {
 	return c
 }
 
-func hardenedCondition(gaps []string) condition {
+func hardenedCondition(gaps []string, unknown error) condition {
+	if unknown != nil {
+		told := append(slices.Clone(gaps), "It is not known whether the rest is in place, and is tried again: "+sentence(unknown))
+		return condition{Type: conditionHardened, Status: "Unknown", Reason: "NoAnswer", Message: strings.Join(told, " ")}
+	}
 	if len(gaps) == 0 {
 		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access " +
 			"block and TLS-only access are in place."}

@@ -591,13 +591,88 @@ func TestBucketDriftIsRepairedBeforeHardening(t *testing.T) {
 	h.cloud.put("b", Policy{})
 	h.cloud.fail["Harden"] = &storeError{code: codeUnauthorized, err: errors.New("denied")}
 	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operationReconcile))
-	if _, err := h.passBucket("b"); err == nil {
-		t.Error("no error")
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
 	}
-	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeUnauthorized)
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
 	if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
 		t.Errorf("the bucket has %v", got)
 	}
+}
+
+// Hardening never fails a bucket. What the store said is a gap; what it did not say is unknown, and asked for again with the
+// next look at the bucket, not before the store wants to be asked.
+func TestBucketHardeningFailsNothing(t *testing.T) {
+	for _, test := range []struct {
+		name           string
+		err            error
+		status, reason string
+		says           string
+		wait           time.Duration
+	}{
+		{"denied", denied, "False", "Gaps", "No TLS. access denied.", testVerifyInterval},
+		{"an error without a code", &storeError{err: errTesting}, "False", "Gaps", "No TLS. out of order.", testVerifyInterval},
+		{"no error of a store", errors.New("odd"), "False", "Gaps", "No TLS. odd.", testVerifyInterval},
+		{"unavailable", unavailable, "Unknown", "NoAnswer", "No TLS. It is not known whether the rest is in place, and is tried again: out of order.", testVerifyInterval},
+		{"throttled", &storeError{code: codeRateLimitsExceeded, err: errTesting, after: 48 * time.Hour}, "Unknown", "NoAnswer", "out of order.", 48 * time.Hour},
+	} {
+		for _, operation := range []string{"", operationReconcile} {
+			t.Run(test.name+" "+operation, func(t *testing.T) {
+				h := newHarness(t)
+				h.cloud.fail["Harden"], h.cloud.gaps = test.err, []string{"No TLS."}
+				if operation == "" {
+					h.putBucket(false, withPolicy(locked4d))
+				} else {
+					h.cloud.put("b", locked4d)
+					h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operation))
+				}
+				if wait, err := h.passBucket("b"); err != nil || wait != test.wait {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				if h.record() != locked4d {
+					t.Errorf("recorded %v", h.record())
+				}
+				h.wantStatus(bucketsGVR, "b", map[bool]operationType{true: operationTypeCreate, false: operationTypeReconcile}[operation == ""], stateSucceeded)
+				c := h.conditionOf(conditionHardened)
+				if message, _ := c["message"].(string); c["status"] != test.status || c["reason"] != test.reason || !strings.Contains(message, test.says) {
+					t.Errorf("condition %v", c)
+				}
+				if test.status == "False" {
+					h.wantMetric(2, "bucketwarden_backupbucket_hardening_gaps", "b")
+				}
+				// A look at the bucket tries again only what is not known.
+				h.storeChanges()
+				delete(h.cloud.fail, "Harden")
+				h.cloud.gaps = nil
+				var want []string
+				if test.status == "Unknown" {
+					want = []string{"store b Harden"}
+				}
+				for range 2 {
+					if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+						t.Errorf("wait %s, error %v", wait, err)
+					}
+					if got := h.storeChanges(); !slices.Equal(got, want) {
+						t.Errorf("a look at the bucket changed %q, want %q", got, want)
+					}
+					want = nil
+				}
+				if c := h.conditionOf(conditionHardened); test.status == "Unknown" && c["status"] != "True" {
+					t.Errorf("condition %v", c)
+				}
+			})
+		}
+	}
+	t.Run("the pass is over", func(t *testing.T) {
+		h := newHarness(t)
+		h.cloud.fail["Harden"] = &storeError{err: context.Canceled}
+		h.putBucket(false)
+		ctx, cancel := context.WithCancel(t.Context())
+		h.cloud.hardening = cancel
+		if _, err := h.pass(ctx, h.buckets.reconcile, "b", false); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 // Somebody may extend a lock in the cloud beyond the spec, which is then a refused one.
@@ -819,7 +894,6 @@ func TestBucketStoreErrors(t *testing.T) {
 		{"Observe", denied, "store b Observe"},
 		{"Observe", unavailable, "store b Observe"},
 		{"Create", foreign, "store b Create immutable"},
-		{"Harden", denied, "store b Harden"},
 		{"SetPolicy", unavailable, "store b SetPolicy unlocked retention of 96h"},
 		{"LockPolicy", &storeError{err: errTesting}, "store b LockPolicy locked retention of 96h"},
 	} {

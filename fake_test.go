@@ -711,8 +711,9 @@ type memStore struct {
 	generation int
 	// fail makes a method fail, by its name.
 	fail map[string]error
-	// gaps is what Harden answers.
-	gaps []string
+	// gaps is what Harden answers; hardening is called before.
+	gaps      []string
+	hardening func()
 	// atOnce: it locks in one step.
 	atOnce bool
 	// ignoresPolicy: it takes policies and does not keep them.
@@ -994,6 +995,9 @@ func (c *memClient) Create(_ context.Context, immutable bool) error {
 
 func (c *memClient) Harden(context.Context) ([]string, error) {
 	c.existing("Harden")
+	if c.hardening != nil {
+		c.hardening()
+	}
 	return c.gaps, c.call("Harden", "")
 }
 

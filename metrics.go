@@ -43,6 +43,7 @@ type metrics struct {
 	bucketLocks            *prometheus.CounterVec
 	bucketRetained         *prometheus.GaugeVec
 	bucketExtensions       *prometheus.GaugeVec
+	bucketGaps             *prometheus.GaugeVec
 	bucketKeyCreated       *prometheus.GaugeVec
 	bucketKeyRotations     *prometheus.CounterVec
 	bucketsDeleted         prometheus.Counter
@@ -106,6 +107,8 @@ func newMetrics() *metrics {
 		"be deleted, with their BackupEntry or with the bucket.", "bucket")
 	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining",
 		"How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
+	m.bucketGaps = gauge("bucketwarden_backupbucket_hardening_gaps", "What is missing from the hardening of the bucket, as the "+
+		"condition BucketHardened tells; missing while it is not known.", "bucket")
 	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds",
 		"Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not "+
 			"know (Azure).", "bucket")
@@ -200,7 +203,7 @@ func (m *metrics) forgetBucket(bucket string) {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
-		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions,
+		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketGaps,
 		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
 	}

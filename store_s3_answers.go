@@ -45,7 +45,9 @@ var s3Documents = map[string]string{
 var s3OtherDocuments = map[string]string{"GetPublicAccessBlock": "BlockPublicAccessBlockConfiguration"}
 
 // s3MayBeEmpty are operations whose answer may be no document at all: nothing failed, nothing is set.
-var s3MayBeEmpty = map[string]bool{"DeleteObjects": true, "GetBucketVersioning": true, "GetObjectLegalHold": true, "GetObjectRetention": true}
+var s3MayBeEmpty = map[string]bool{
+	"DeleteObjects": true, "GetBucketVersioning": true, "GetObjectLegalHold": true, "GetObjectRetention": true,
+}
 
 var (
 	// errS3OtherAnswer is an answer to another question: the store does not know the sub-resource.

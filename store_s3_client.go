@@ -313,7 +313,8 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		o.Backoff = client.backoff
 		// The SDK's quota would replace the store's error by its own.
 		o.RateLimiter = ratelimit.None
-		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Patient), retry.IsErrorRetryableFunc(s3Retryable)}, o.Retryables...)
+		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Patient), retry.IsErrorRetryableFunc(s3Retryable)},
+			o.Retryables...)
 	})
 	observe := func(stack *middleware.Stack) error { return stack.Deserialize.Add(c.observer(), middleware.Before) }
 	check := func(stack *middleware.Stack) error { return stack.Deserialize.Add(s3CheckDocument, middleware.After) }

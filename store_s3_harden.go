@@ -79,8 +79,8 @@ const (
 const (
 	gapNoEncryption   = "The store cannot encrypt objects by default."
 	gapEncryptionLost = "The store takes a default encryption and does not keep it."
-	gapNoKey          = "The store takes a default encryption, but writes no object with it, so that it was removed again; the store may have " +
-		"no key."
+	gapNoKey          = "The store takes a default encryption, but writes no object with it, so that it was removed again; the store " +
+		"may have no key."
 	gapKeyless = "The bucket has a default encryption with which the store writes no object; it was there before, so it is left as it is: " +
 		"remove it, or give the store a key."
 	gapNotUndone = "The bucket has a default encryption with which the store writes no object, and it could not be removed: remove it, " +
