@@ -52,8 +52,8 @@ func (b *s3Bucket) ensurePrivate(ctx context.Context) (gap string, err error) {
 		return fmt.Sprintf("Somebody configured the public access block with %s off; it is left as it is.", strings.Join(off, ", ")), nil
 	}
 	// Each attempt is a moment in which no backup could be written.
-	if worked, tried := b.blockTried.Load(b.Name); tried && worked == false {
-		return gapBlockRefuses, nil
+	if gap, tried := b.blockTried.Load(b.Name); tried && gap != "" {
+		return gap.(string), nil
 	}
 	err = b.putBlock(ctx, true)
 	switch {
@@ -86,13 +86,13 @@ func (b *s3Bucket) putBlock(ctx context.Context, acls bool) error {
 // checkBlock looks, once in the life of a client, whether an object could be written with a block that may be ours. If that
 // was never tried, it is tried now. It is taken away only from a bucket that we made.
 func (b *s3Bucket) checkBlock(ctx context.Context) (gap string, err error) {
-	if worked, tried := b.blockTried.Load(b.Name); tried && worked == true {
+	if gap, tried := b.blockTried.Load(b.Name); tried && gap == "" {
 		return "", nil
 	}
 	_, err = b.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.Name, Key: aws.String(s3BlockCheck)})
 	switch {
 	case err == nil:
-		b.blockTried.Store(b.Name, true)
+		b.blockTried.Store(b.Name, "")
 		return "", nil
 	case s3Status(err) != http.StatusNotFound && s3Status(err) != http.StatusForbidden:
 		return "", err
@@ -105,7 +105,7 @@ func (b *s3Bucket) tryBlock(ctx context.Context, ours bool) (gap string, err err
 	err = b.putCheck(ctx, s3BlockCheck)
 	switch {
 	case err == nil:
-		b.blockTried.Store(b.Name, true)
+		b.blockTried.Store(b.Name, "")
 		return "", nil
 	case !ours:
 		return "", err // it need not be the block
@@ -123,13 +123,13 @@ func (b *s3Bucket) tryBlock(ctx context.Context, ours bool) (gap string, err err
 	case undoErr != nil:
 		return gapBlockNotUndone, nil
 	}
+	gap = gapBlockRefuses
 	if err := b.putCheck(undo, s3BlockCheck); err != nil {
-		// It is not the block.
-		_ = b.putBlock(undo, true)
-		return "", err
+		// It is something else, and nobody knows how the store would do with the block.
+		gap = sentence(b.fail(err))
 	}
-	b.blockTried.Store(b.Name, false)
-	return gapBlockRefuses, nil
+	b.blockTried.Store(b.Name, gap)
+	return gap, nil
 }
 
 // s3BlockSettings are the settings of a public access block.

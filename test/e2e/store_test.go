@@ -164,8 +164,10 @@ func isRevocation(key string) bool {
 	return strings.HasPrefix(key, tombstones) && strings.Contains(key, "/revoked-")
 }
 
-// withoutRevoked leaves out the marks of each entry that has a revocation: they stay as long.
+// withoutRevoked leaves out the marks of each entry that has a revocation: they stay as long; and
+// what hardening tries a store out with.
 func withoutRevoked(keys []string) []string {
+	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, ".bucketwarden/checks/") })
 	revoked := map[string]bool{}
 	for _, key := range keys {
 		if isRevocation(key) {
