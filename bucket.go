@@ -347,7 +347,7 @@ func (p *bucketPass) harden(ctx context.Context, store Store) error {
 	switch {
 	case err == nil:
 		p.gaps = gaps
-	case isTransient(err), retryAfter(err) > 0:
+	case isTransient(err), isThrottled(err):
 		p.gaps, p.unhardened = gaps, err
 		p.metrics.bucketGaps.DeleteLabelValues(p.b.Name)
 		return nil
