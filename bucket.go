@@ -317,7 +317,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if existed && p.drifted(plan) {
 		p.reportDrift(ctx, was)
 	}
-	if p.kind.hardens(!existed) || p.kind == passVerify && p.b.hardeningUnknown() {
+	if p.kind.hardens(!existed) || p.kind == passVerify && conditionStatus(p.b.Conditions, conditionHardened) == "Unknown" {
 		if err := p.harden(ctx, store); err != nil {
 			return err
 		}
@@ -344,27 +344,19 @@ func (p *bucketPass) harden(ctx context.Context, store Store) error {
 	if p.hardened = true; err != nil {
 		klog.FromContext(ctx).Error(err, "Could not harden the bucket")
 	}
-	switch {
+	switch p.gaps = gaps; {
 	case err == nil:
-		p.gaps = gaps
-	case isTransient(err), retryAfter(err) > 0:
-		p.gaps, p.unhardened = gaps, err
-		p.metrics.bucketGaps.DeleteLabelValues(p.b.Name)
-		return nil
+	case isTransient(err), isThrottled(err):
+		p.unhardened = err
 	default:
 		p.gaps = append(gaps, sentence(err))
 	}
-	p.metrics.bucketGaps.WithLabelValues(p.b.Name).Set(float64(len(p.gaps)))
+	p.metrics.setHardened(p.b.Name, hardenedCondition(p.gaps, p.unhardened).Status)
 	return nil
 }
 
 // sentence is what an error says, as a part of a condition's message.
 func sentence(err error) string { return strings.TrimSuffix(shortened(err.Error()), ".") + "." }
-
-// hardeningUnknown says that the last attempt to harden the bucket had no answer.
-func (b *backupBucket) hardeningUnknown() bool {
-	return slices.ContainsFunc(b.Conditions, func(c condition) bool { return c.Type == conditionHardened && c.Status == "Unknown" })
-}
 
 // interval is when to look at the bucket again: not before the store wants to be asked.
 func (p *bucketPass) interval() time.Duration { return max(p.verifyInterval, retryAfter(p.unhardened)) }

@@ -638,7 +638,7 @@ func TestBucketHardeningFailsNothing(t *testing.T) {
 					t.Errorf("condition %v", c)
 				}
 				if test.status == "False" {
-					h.wantMetric(2, "bucketwarden_backupbucket_hardening_gaps", "b")
+					h.wantMetric(0, "bucketwarden_backupbucket_hardened", "b")
 				}
 				// A look at the bucket tries again only what is not known.
 				h.storeChanges()
@@ -659,6 +659,9 @@ func TestBucketHardeningFailsNothing(t *testing.T) {
 				}
 				if c := h.conditionOf(conditionHardened); test.status == "Unknown" && c["status"] != "True" {
 					t.Errorf("condition %v", c)
+				}
+				if test.status == "Unknown" {
+					h.wantMetric(1, "bucketwarden_backupbucket_hardened", "b")
 				}
 			})
 		}

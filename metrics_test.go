@@ -24,7 +24,7 @@ func metricsTestFull() *metrics {
 	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketStrangers.WithLabelValues("").Set(1)
 	m.bucketExtensions.WithLabelValues("")
-	m.bucketGaps.WithLabelValues("")
+	m.setHardened("", "True")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
 	m.purgedObjects.WithLabelValues("")
@@ -258,7 +258,7 @@ func TestForgetBucket(t *testing.T) {
 		m.setTombstones(name, 1, 2, 3, time.Unix(4, 0))
 		m.bucketStrangers.WithLabelValues(name).Set(1)
 		m.bucketExtensions.WithLabelValues(name)
-		m.bucketGaps.WithLabelValues(name)
+		m.setHardened(name, "False")
 		m.bucketKeyCreated.WithLabelValues(name)
 		m.bucketKeyRotations.WithLabelValues(name)
 	}

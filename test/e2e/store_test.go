@@ -159,6 +159,21 @@ func (store *s3Store) versions(ctx context.Context, bucket, prefix string) ([]st
 	return keys, nil
 }
 
+// clear deletes all versions that are not in compliance mode, with the permission to do so.
+func (store *s3Store) clear(t *testing.T, bucket string) {
+	t.Helper()
+	pages := s3.NewListObjectVersionsPaginator(store, &s3.ListObjectVersionsInput{Bucket: &bucket})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(t.Context())
+		must(t, err)
+		for _, v := range page.Versions {
+			_, err := store.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: v.Key, VersionId: v.VersionId,
+				BypassGovernanceRetention: aws.Bool(true)})
+			must(t, err)
+		}
+	}
+}
+
 // isRevocation says that a key is a mark that stays for 30 days.
 func isRevocation(key string) bool {
 	return strings.HasPrefix(key, tombstones) && strings.Contains(key, "/revoked-")

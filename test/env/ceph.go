@@ -90,7 +90,8 @@ func (c CephBinaries) libraries(sub string) (found []string) {
 // Ceph is a running Ceph.
 type Ceph struct {
 	S3Server
-	// TLS is the same server over HTTPS, with a certificate of a CA of its own.
+	// TLS is the same server over HTTPS, with a certificate of a CA of its own. This version cannot
+	// read checksums in trailers.
 	TLS S3Server
 
 	bin       CephBinaries
@@ -134,6 +135,7 @@ func startCeph(ctx context.Context, bin CephBinaries) (_ *Ceph, err error) {
 		}
 	}
 	c.TLS = c.S3Server
+	c.TLS.NoTrailers = true
 	c.Endpoint, c.TLS.Endpoint = "http://"+addresses[1], "https://"+addresses[2]
 	if c.TLS.CAPEM, err = writeCertificate(filepath.Join(dir, "certs")); err != nil {
 		return nil, err

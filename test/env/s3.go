@@ -38,6 +38,9 @@ type S3Server struct {
 	SecretAccessKey string
 	// CAPEM is the certificate of the CA, nil without TLS.
 	CAPEM []byte
+	// NoTrailers says that the server cannot read checksums behind the content of an object, where
+	// the AWS SDK writes them over HTTPS.
+	NoTrailers bool
 }
 
 // newS3Server returns new credentials; an empty region is us-east-1.
@@ -71,6 +74,9 @@ func (s *S3Server) SecretData(endpoint string) map[string][]byte {
 	}
 	if s.CAPEM != nil {
 		data["trustedCaCert"] = s.CAPEM
+	}
+	if s.NoTrailers {
+		data["requestChecksumCalculation"] = []byte("when_required")
 	}
 	return data
 }
