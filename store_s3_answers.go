@@ -41,6 +41,9 @@ var s3Documents = map[string]string{
 	"ListObjectsV2":              "ListBucketResult",
 }
 
+// s3OtherDocuments are what other stores call them, by operation: here Ceph.
+var s3OtherDocuments = map[string]string{"GetPublicAccessBlock": "BlockPublicAccessBlockConfiguration"}
+
 // s3MayBeEmpty are operations whose answer may be no document at all: nothing failed, nothing is set.
 var s3MayBeEmpty = map[string]bool{
 	"DeleteObjects": true, "GetBucketVersioning": true, "GetObjectLegalHold": true, "GetObjectRetention": true,
@@ -66,7 +69,7 @@ var s3CheckDocument = middleware.DeserializeMiddlewareFunc("CheckDocument", func
 	var root string
 	root, response.Body = s3Root(response.Body)
 	switch {
-	case root == want, root == "" && response.Body != http.NoBody:
+	case root == want, root == "" && response.Body != http.NoBody, root != "" && root == s3OtherDocuments[operation]:
 		return out, metadata, nil
 	case root == "" && s3MayBeEmpty[operation]:
 		return out, metadata, nil

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // An answer is believed only with the document that was asked for.
@@ -63,6 +66,21 @@ func TestS3AnswersToAnotherQuestion(t *testing.T) {
 			}
 			wantCalls(t, f, test.calls...)
 		})
+	}
+}
+
+// Ceph gives this answer another name (16.2).
+func TestS3PublicAccessBlockOfCeph(t *testing.T) {
+	f := newFakeS3(t, false)
+	f.block = `<?xml version="1.0" encoding="UTF-8"?><BlockPublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls>` +
+		`<IgnorePublicAcls>false</IgnorePublicAcls></BlockPublicAccessBlockConfiguration>`
+	b := f.custom("eu-west-1")
+	block, err := b.GetPublicAccessBlock(t.Context(), &s3.GetPublicAccessBlockInput{Bucket: &b.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := block.PublicAccessBlockConfiguration; c == nil || !aws.ToBool(c.BlockPublicAcls) || c.IgnorePublicAcls == nil || *c.IgnorePublicAcls {
+		t.Errorf("the public access block is %+v", c)
 	}
 }
 

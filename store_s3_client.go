@@ -285,8 +285,9 @@ type s3Client struct {
 	noTLSVersion atomic.Bool
 	// plainURL is where an https endpoint would serve plain HTTP.
 	plainURL string
-	// encryptionTried has, by bucket, whether an object could be written with its default encryption, and tlsTried an s3TLS.
-	encryptionTried, tlsTried sync.Map
+	// encryptionTried has, by bucket, whether an object could be written with its default encryption, blockTried the gap if
+	// none could with its public access block, and tlsTried an s3TLS.
+	encryptionTried, blockTried, tlsTried sync.Map
 }
 
 func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {

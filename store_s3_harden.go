@@ -1,9 +1,10 @@
-// What makes a bucket on S3 safer beside its policy: encryption, no public access, TLS (store_s3_tls.go).
+// What makes a bucket on S3 safer beside its policy: encryption, no public access, TLS (store_s3_public.go, store_s3_tls.go).
 //
 // Rules:
 //   - What others configured is left as it is.
 //   - What cannot be done is a gap, one sentence, always the same for the same bucket; so is every answer that nobody foresaw.
-//   - A change counts once the store shows it, an encryption default once an object could be written with it.
+//   - A change counts once the store shows it, an encryption default or a public access block once an object could be
+//     written with it.
 
 package main
 
@@ -13,9 +14,7 @@ import (
 	"crypto/md5"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -70,6 +69,8 @@ const s3CheckPrefix = tombstonesRoot + "checks/"
 const (
 	// s3EncryptionCheck is an object that could be written after we had set the default encryption.
 	s3EncryptionCheck = s3CheckPrefix + "encryption"
+	// s3BlockCheck is one that could be written after we had set the public access block.
+	s3BlockCheck = s3CheckPrefix + "public-access"
 	// s3CheckRetention is how long it is retained at least in a bucket with a policy, which would retain it for longer.
 	s3CheckRetention = s3ClockSkew + 5*time.Minute
 )
@@ -163,7 +164,7 @@ func (b *s3Bucket) checkEncryption(ctx context.Context) (gap string, err error) 
 // tryEncryption writes an object with the default encryption. If the store cannot, what we have set is undone; gap is what
 // is told then.
 func (b *s3Bucket) tryEncryption(ctx context.Context, gap string) (string, error) {
-	err := b.putCheck(ctx)
+	err := b.putCheck(ctx, s3EncryptionCheck)
 	if err == nil {
 		b.encryptionTried.Store(b.Name, true)
 		return "", nil
@@ -187,12 +188,12 @@ func (b *s3Bucket) tryEncryption(ctx context.Context, gap string) (string, error
 	return gapNoKey, nil
 }
 
-// putCheck writes the object. In a bucket with a policy it has a short retention of its own, so that it does not keep the
+// putCheck writes an object that tries something out. In a bucket with a policy it has a short retention of its own, so that it does not keep the
 // bucket from being deleted for as long as a backup would, unless the store or a permission is against that.
-func (b *s3Bucket) putCheck(ctx context.Context) error {
-	const text = "bucketwarden: objects can be written with the default encryption of this bucket\n"
+func (b *s3Bucket) putCheck(ctx context.Context, key string) error {
+	const text = "bucketwarden: objects can be written with the settings of this bucket\n"
 	sum := md5.Sum([]byte(text))
-	in := &s3.PutObjectInput{Bucket: &b.Name, Key: aws.String(s3EncryptionCheck), Body: bytes.NewReader([]byte(text)),
+	in := &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader([]byte(text)),
 		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))}
 	if b.retains.Load() {
 		short := *in
@@ -204,75 +205,4 @@ func (b *s3Bucket) putCheck(ctx context.Context) error {
 	}
 	_, err := b.PutObject(ctx, in)
 	return err
-}
-
-// Gaps of the public access block.
-const (
-	gapNoBlock   = "The store cannot block public access."
-	gapBlockLost = "The store takes a public access block and does not keep it."
-)
-
-// ensurePrivate sets the public access block where there is none. Where nothing was ever set AWS answers with an error, and
-// other stores with all of it off: there that is no choice of somebody's, and as it protects nothing, nothing is weakened.
-func (b *s3Bucket) ensurePrivate(ctx context.Context) (gap string, err error) {
-	off, err := b.publicAccess(ctx)
-	switch {
-	case s3Unsupported(err):
-		return gapNoBlock, nil
-	case err != nil:
-		return "", err
-	case len(off) == 0:
-		return "", nil
-	case len(off) < len(s3BlockSettings), b.aws && off[0] != "":
-		return fmt.Sprintf("Somebody configured the public access block with %s off; it is left as it is.", strings.Join(off, ", ")), nil
-	}
-	on := aws.Bool(true)
-	_, err = b.PutPublicAccessBlock(ctx, &s3.PutPublicAccessBlockInput{
-		Bucket: &b.Name,
-		PublicAccessBlockConfiguration: &types.PublicAccessBlockConfiguration{
-			BlockPublicAcls: on, IgnorePublicAcls: on, BlockPublicPolicy: on, RestrictPublicBuckets: on,
-		},
-	})
-	switch {
-	case s3Unsupported(err):
-		return gapNoBlock, nil
-	case err != nil || b.aws:
-		return "", err
-	}
-	if off, err = b.publicAccess(ctx); len(off) > 0 || s3Unsupported(err) {
-		return gapBlockLost, nil
-	}
-	return "", err
-}
-
-// s3BlockSettings are the settings of a public access block.
-var s3BlockSettings = []struct {
-	name string
-	of   func(*types.PublicAccessBlockConfiguration) *bool
-}{
-	{"BlockPublicAcls", func(c *types.PublicAccessBlockConfiguration) *bool { return c.BlockPublicAcls }},
-	{"IgnorePublicAcls", func(c *types.PublicAccessBlockConfiguration) *bool { return c.IgnorePublicAcls }},
-	{"BlockPublicPolicy", func(c *types.PublicAccessBlockConfiguration) *bool { return c.BlockPublicPolicy }},
-	{"RestrictPublicBuckets", func(c *types.PublicAccessBlockConfiguration) *bool { return c.RestrictPublicBuckets }},
-}
-
-// publicAccess is which settings of the public access block are off; all of them without names if there is none.
-func (b *s3Bucket) publicAccess(ctx context.Context) (off []string, err error) {
-	block, err := b.GetPublicAccessBlock(ctx, &s3.GetPublicAccessBlockInput{Bucket: &b.Name})
-	switch {
-	case s3NotSet(err):
-		return make([]string, len(s3BlockSettings)), nil
-	case err != nil:
-		return nil, err
-	}
-	config := block.PublicAccessBlockConfiguration
-	if config == nil || *config == (types.PublicAccessBlockConfiguration{}) {
-		return make([]string, len(s3BlockSettings)), nil
-	}
-	for _, setting := range s3BlockSettings {
-		if !aws.ToBool(setting.of(config)) {
-			off = append(off, setting.name)
-		}
-	}
-	return off, nil
 }

@@ -20,7 +20,7 @@ func TestS3Harden(t *testing.T) {
 	}
 	// What was set is looked at again, once.
 	wantCalls(t, f, "GetBucketEncryption", "PutBucketEncryption", "GetBucketEncryption", "PutObject",
-		"GetPublicAccessBlock", "PutPublicAccessBlock", "GetPublicAccessBlock",
+		"GetPublicAccessBlock", "PutPublicAccessBlock", "GetPublicAccessBlock", "PutObject",
 		"GetBucketPolicy", "GetObject", "PutBucketPolicy", "GetObject", "GetObject", "PutBucketPolicy", "GetBucketPolicy")
 	if !strings.Contains(f.encryption, "AES256") || strings.Count(f.block, ">true<") != 4 {
 		t.Errorf("got %s and %s", f.encryption, f.block)
@@ -63,7 +63,7 @@ func TestS3HardenPlainHTTPHasNoPolicy(t *testing.T) {
 		t.Fatal(gaps, err)
 	}
 	wantCalls(t, f, "GetBucketEncryption", "PutBucketEncryption", "GetBucketEncryption", "PutObject",
-		"GetPublicAccessBlock", "PutPublicAccessBlock", "GetPublicAccessBlock")
+		"GetPublicAccessBlock", "PutPublicAccessBlock", "GetPublicAccessBlock", "PutObject")
 }
 
 // AWS is known to keep what it takes: nothing is tried there.
@@ -332,7 +332,7 @@ func TestS3PublicAccessBlock(t *testing.T) {
 		}
 		return text + "</PublicAccessBlockConfiguration>"
 	}
-	const get, put = "GetPublicAccessBlock", "PutPublicAccessBlock"
+	const get, put, object = "GetPublicAccessBlock", "PutPublicAccessBlock", "PutObject"
 	off := block(false, false, false, false)
 	for name, test := range map[string]struct {
 		block string
@@ -341,11 +341,14 @@ func TestS3PublicAccessBlock(t *testing.T) {
 		gap   string
 		calls []string
 	}{
-		"none":                        {block: "NoSuchPublicAccessBlockConfiguration", calls: []string{get, put, get}},
-		"another word for none":       {block: "NoSuchConfiguration", calls: []string{get, put, get}},
-		"all off, by default":         {block: off, calls: []string{get, put, get}},
-		"no settings":                 {block: "<PublicAccessBlockConfiguration/>", calls: []string{get, put, get}},
-		"all on":                      {block: block(true, true, true, true), calls: []string{get}},
+		"none":                        {block: "NoSuchPublicAccessBlockConfiguration", calls: []string{get, put, get, object}},
+		"another word for none":       {block: "NoSuchConfiguration", calls: []string{get, put, get, object}},
+		"all off, by default":         {block: off, calls: []string{get, put, get, object}},
+		"no settings":                 {block: "<PublicAccessBlockConfiguration/>", calls: []string{get, put, get, object}},
+		"all on":                      {block: block(true, true, true, true), calls: []string{get, "HeadObject", object}},
+		"all on, on AWS":              {block: block(true, true, true, true), aws: true, calls: []string{get}},
+		"without ACLs":                {block: block(false, true, true, true), gap: gapBlockACLs, calls: []string{get}},
+		"without ACLs, on AWS":        {block: block(false, true, true, true), aws: true, gap: "Somebody configured the public access block with BlockPublicAcls off", calls: []string{get}},
 		"one off":                     {block: block(true, true, false, true), gap: "BlockPublicPolicy off", calls: []string{get}},
 		"all off, on AWS":             {block: off, aws: true, gap: "BlockPublicAcls, IgnorePublicAcls, BlockPublicPolicy, RestrictPublicBuckets off", calls: []string{get}},
 		"none, on AWS":                {block: "NoSuchPublicAccessBlockConfiguration", aws: true, calls: []string{get, put}},

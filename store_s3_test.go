@@ -154,6 +154,9 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		document(f.block)
 	case "PutPublicAccessBlock":
 		f.block = body
+	case "DeletePublicAccessBlock":
+		f.block = "NoSuchPublicAccessBlockConfiguration"
+		w.WriteHeader(http.StatusNoContent)
 	case "DeleteBucketEncryption":
 		f.encryption = "ServerSideEncryptionConfigurationNotFoundError"
 		w.WriteHeader(http.StatusNoContent)

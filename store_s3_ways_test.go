@@ -16,6 +16,8 @@ type fakeS3Ways struct {
 	// keyless: with a default encryption no object can be written. refusesRetention: no object with a retention of its own.
 	keyless          int
 	refusesRetention bool
+	// cephACLs: with BlockPublicAcls no object can be written, as on Ceph RGW 16.2. blockRefuses: nor with any setting of the block.
+	cephACLs, blockRefuses bool
 	// unbound: its policies do not bind these credentials. endsTLS: a proxy in front of it does. ignoresTransport: it does not
 	// know the condition aws:SecureTransport; oddVersion: it takes a TLS version that it does not know for an old one.
 	unbound, endsTLS, ignoresTransport, oddVersion bool
@@ -33,6 +35,9 @@ func (f *fakeS3) object(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method == http.MethodPut && f.keyless != 0 && strings.HasPrefix(f.encryption, "<"):
 		answerS3Error(w, f.keyless, "InternalError", "no key")
+	case r.Method == http.MethodPut && (f.cephACLs && strings.Contains(f.block, "<BlockPublicAcls>true<") ||
+		f.blockRefuses && strings.Contains(f.block, ">true<")):
+		answerS3Error(w, http.StatusForbidden, "AccessDenied", "")
 	case r.Method == http.MethodPut && f.refusesRetention && r.Header.Get("X-Amz-Object-Lock-Mode") != "":
 		answerS3Error(w, http.StatusForbidden, "AccessDenied", "no retention")
 	case r.Method == http.MethodPut:
