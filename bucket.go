@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,9 @@ const (
 	// refers to is tried again; it costs a request to the store.
 	referencedRetry = 30 * time.Second
 
+	// defaultSweepInterval is how often the tombstones in a bucket are looked at without --verify-interval.
+	defaultSweepInterval = 10 * time.Minute
+
 	// maxConvergeSteps bounds the changes of a policy in one pass: at most two are ever
 	// needed, so a store that does not do what it says is found out.
 	maxConvergeSteps = 3
@@ -43,6 +47,7 @@ const (
 // bucketReconciler owns the BackupBuckets.
 type bucketReconciler struct {
 	reconciler
+	// verifyInterval is --verify-interval, zero if each store has its own.
 	verifyInterval time.Duration
 	// sweeps is the queue of buckets to sweep.
 	sweeps *controller
@@ -67,7 +72,7 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	own := *cached
 	b := &own
 	if b.operation() == operationWaitForState {
-		return r.verifyInterval, nil
+		return r.interval(b), nil
 	}
 	if r.resource.controller.stale(&b.object) {
 		return staleRetry, nil
@@ -77,11 +82,29 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	}
 	r.metrics.initBucket(b)
 	// Whatever becomes of this pass, what was deleted before is to go.
-	defer r.sweeps.queue.Add(key)
-	if !r.needsWork(&b.object, wanted) && !r.scope.rotationRequested(&b.object) {
+	full := r.needsWork(&b.object, wanted) || r.scope.rotationRequested(&b.object)
+	defer r.askSweep(key, full)
+	if !full {
 		return r.verify(ctx, b)
 	}
 	return r.ensure(ctx, b)
+}
+
+// askSweep has the tombstones in a bucket looked at if that is due, or at once.
+func (r *bucketReconciler) askSweep(key cache.ObjectName, now bool) {
+	if now || r.sweeps.notDue(key, time.Now()) == 0 {
+		r.sweeps.queue.Add(key)
+	}
+}
+
+// interval is how often a bucket is verified.
+func (r *bucketReconciler) interval(b *backupBucket) time.Duration {
+	return cmp.Or(r.verifyInterval, r.provider(&b.object).verifyInterval())
+}
+
+// sweepInterval is how often the tombstones in a bucket are looked at, if none becomes due before.
+func (r *bucketReconciler) sweepInterval() time.Duration {
+	return cmp.Or(r.verifyInterval, defaultSweepInterval)
 }
 
 // bucketOperationType is the type of an operation on a BackupBucket, which knows no
@@ -101,7 +124,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	}
 	p := r.newPass(b, passEnsure)
 	if p.desired.err != nil && p.old.Policy.None() {
-		return r.verifyInterval, r.resource.failure(ctx, &b.object, opType, p.desired.err, nil)
+		return r.interval(b), r.resource.failure(ctx, &b.object, opType, p.desired.err, nil)
 	}
 	p.start = sync.OnceValue(func() error {
 		return r.resource.processing(ctx, &b.object, opType, "Reconciling the bucket")
@@ -113,7 +136,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 		failure := r.resource.failure(ctx, &b.object, opType, err, extra)
 		if failure == err && (refused || err == p.desired.err) {
 			// Told, and nothing to retry until the spec changes; the lock is still verified.
-			return r.verifyInterval, err
+			return r.interval(b), err
 		}
 		return 0, failure
 	}
@@ -155,7 +178,7 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		if err != nil && !errors.Is(err, errNotDefended) {
 			return 0, err
 		}
-		return r.verifyInterval, err
+		return r.interval(b), err
 	}
 	p := r.newPass(b, passVerify)
 	if err := p.run(ctx); err != nil {
@@ -279,7 +302,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 			return err
 		}
 	}
-	store, generated, err := p.openStore(ctx, p.b, secret, p.desired, p.old)
+	store, generated, err := p.openStore(ctx, p.b, secret, p.desired, p.old, classLook)
 	if err != nil {
 		return err
 	}
@@ -346,7 +369,7 @@ func (p *bucketPass) harden(ctx context.Context, store Store) error {
 	}
 	switch p.gaps = gaps; {
 	case err == nil:
-	case isTransient(err), isThrottled(err):
+	case isTransient(err), retryAfter(err) > 0:
 		p.unhardened = err
 	default:
 		p.gaps = append(gaps, sentence(err))
@@ -359,7 +382,9 @@ func (p *bucketPass) harden(ctx context.Context, store Store) error {
 func sentence(err error) string { return strings.TrimSuffix(shortened(err.Error()), ".") + "." }
 
 // interval is when to look at the bucket again: not before the store wants to be asked.
-func (p *bucketPass) interval() time.Duration { return max(p.verifyInterval, retryAfter(p.unhardened)) }
+func (p *bucketPass) interval() time.Duration {
+	return max(p.bucketReconciler.interval(p.b), retryAfter(p.unhardened))
+}
 
 // errNotDefended says that a pass that only defends found something that only a
 // reconcile may change: a spec that nobody has asked to carry out may name another secret

@@ -39,9 +39,9 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		if err := r.defend(ctx, b); err != nil {
 			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
 		}
-		r.sweeps.queue.Add(cache.MetaObjectToName(b))
+		r.askSweep(cache.MetaObjectToName(b), false)
 		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such "+
-			"as %s", user), min(referencedRetry, r.verifyInterval))
+			"as %s", user), min(referencedRetry, r.interval(b)))
 	}
 	// A pass that only looks again at what is waited for has nothing new to tell.
 	if last := b.LastOperation; last == nil || last.Type != opType || last.State != stateProcessing {
@@ -77,7 +77,7 @@ func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) 
 		return nil, BucketState{}, err
 	}
 	want, old := r.scope.readBucket(b)
-	store, _, err := r.openStore(ctx, b, secret, want, old)
+	store, _, err := r.openStore(ctx, b, secret, want, old, classPurge)
 	var unopened *storeError
 	if errors.As(err, &unopened) && b.neverReady() {
 		// Such as a cloud that does not exist: nothing was ever created there.

@@ -149,6 +149,8 @@ type certificate interface {
 }
 
 func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
+	rc = rest.CopyConfig(rc)
+	rc.Wrap(func(next http.RoundTripper) http.RoundTripper { return leaderTransport{next} })
 	dyn, err := dynamic.NewForConfig(rc)
 	if err != nil {
 		return nil, fmt.Errorf("making the dynamic client: %w", err)
@@ -222,6 +224,12 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	d.sweeps = newController(resourceSweeps, d.metrics)
 	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry,
 		controller: entryController}
+
+	places := newEndpoints(d.config.concurrentSyncs, d.metrics)
+	for _, c := range []*controller{bucketController, entryController, d.sweeps} {
+		c.endpoints = places
+	}
+	entryController.splitStores()
 
 	purges := &purges{}
 	bucketReconciler := &bucketReconciler{
@@ -380,12 +388,11 @@ func (d *daemon) lead(ctx context.Context) error {
 	// A process that was frozen wakes up as the leader that it no longer is, and may need
 	// the whole renewDeadline to give up.
 	for _, c := range append(slices.Clone(d.controllers), d.sweeps) {
-		reconcile := c.reconcile
-		c.reconcile = func(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
+		c.leading = func() error {
 			if !elector.IsLeader() || elector.Check(renewDeadline-leaseDuration) != nil {
-				return 0, errLeaseLost
+				return errLeaseLost
 			}
-			return reconcile(ctx, key, wanted)
+			return nil
 		}
 	}
 	// Whoever waits has nothing to finish.

@@ -154,6 +154,8 @@ func (mainTestStore) Observe(context.Context) (BucketState, error) {
 
 func (s mainTestStore) openStore(bucketRef, map[string][]byte) (Store, error) { return s, nil }
 
+func (s mainTestStore) endpoint() endpointRef { return endpointRef{"store", "seed"} }
+
 func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
 
 func (mainTestStore) Harden(context.Context) ([]string, error) { return nil, nil }
@@ -325,7 +327,7 @@ func mainTestBareDaemon(t *testing.T, healthAddress string) *daemon {
 	}
 	t.Cleanup(func() {
 		for _, controller := range d.controllers {
-			controller.queue.ShutDown()
+			controller.shutDown()
 		}
 	})
 	return d

@@ -65,21 +65,42 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 	case opType == operationTypeMigrate:
 		return 0, r.migrate(ctx, e)
 	case opType == operationTypeDelete:
-		return r.delete(ctx, e)
+		return r.resource.controller.atStore(ctx, false, func(ctx context.Context) (time.Duration, error) { return r.delete(ctx, e) })
 	case !r.needsWork(&e.object, wanted):
 		return 0, nil
 	}
 	return r.ensure(ctx, e, opType)
 }
 
-// ensure makes the etcd-backup secret what it should be. New entries take 5 API
-// requests, unchanged ones 4.
+// ensure makes the etcd-backup secret what it should be, which needs no store, and then looks at the marks of the prefix.
+// New entries take 5 API requests, unchanged ones 4.
 func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType operationType) (again time.Duration, err error) {
 	defer r.wantAgain(&e.object, &err)
 	if err := r.resource.claim(ctx, &e.object, e.operation() != operationRestore); err != nil {
 		return 0, err
 	}
-	again, err = r.ensureSecrets(ctx, e, opType)
+	objects, source, err := r.ensureSecrets(ctx, e, opType)
+	if err != nil {
+		return 0, r.resource.failure(ctx, &e.object, opType, err, nil)
+	}
+	return r.resource.controller.atStore(ctx, true, func(ctx context.Context) (again time.Duration, err error) {
+		defer r.wantAgain(&e.object, &err)
+		return r.finish(ctx, e, opType, objects, source)
+	})
+}
+
+// finish is the rest of ensure, for which the store is needed.
+func (r *entryReconciler) finish(ctx context.Context, e *backupEntry, opType operationType, objects Objects, source *corev1.Secret,
+) (again time.Duration, err error) {
+	if objects != nil {
+		err = r.ensureMarks(ctx, e, opType, objects)
+	} else if again, err = tokenRetry, nil; opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
+		// On its own cluster a live entry is never purged; a tombstone that the owner of the
+		// bucket would follow on another one can only be there after a migration. Else whoever
+		// sweeps the bucket revokes one, and so does this entry once it has the token.
+		err = fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier "+
+			"deletion cannot be revoked", e.SecretRef, dataKeyToken)
+	}
 	if err == nil {
 		err = r.followSecret(ctx, &e.object)
 	}
@@ -101,48 +122,42 @@ func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType ope
 	return again, ignoreNotFound(err)
 }
 
-// ensureSecrets writes the etcd-backup secret and looks at the marks of the prefix; it has to
-// come again if it could not yet.
-func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opType operationType) (again time.Duration, err error) {
+// ensureSecrets writes the etcd-backup secret, whether the store answers or not. It returns what lies in the bucket, nil if
+// that cannot be opened yet.
+func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opType operationType) (Objects, *corev1.Secret, error) {
 	if err := validateEntry(e); err != nil {
-		return 0, err
+		return nil, nil, err
 	}
 	start := sync.OnceValue(func() error {
 		return r.resource.processing(ctx, &e.object, opType, "Writing the etcd-backup secret")
 	})
 	source, err := r.credentials(ctx, e, start)
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
 	// What can't work is found before anything is written for the cluster.
 	if _, err := etcdBackupSecret(r.provider(&e.object), e, source, nil); err != nil {
-		return 0, err
+		return nil, nil, err
 	}
 	var objects Objects
 	// The token of a workload identity comes later, from gardenlet.
 	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
 		if objects, err = r.openObjects(&e.object, e.BucketName, e.Recorded, source); err != nil {
-			return 0, err
+			return nil, nil, err
 		}
 	}
 	if opType != operationTypeReconcile {
 		if err := start(); err != nil {
-			return 0, err
+			return nil, nil, err
 		}
 	}
-	// First what the cluster needs, even if the store does not answer.
-	if err := r.ensureEtcdBackup(ctx, e, source, start); err != nil {
-		return 0, err
-	}
-	if objects == nil {
-		// On its own cluster a live entry is never purged; a tombstone that the owner of the
-		// bucket would follow on another one can only be there after a migration.
-		if opType == operationTypeRestore || strings.HasPrefix(e.Name, sourcePrefix) {
-			return 0, fmt.Errorf("the workload identity secret %s has no %s yet, without which a tombstone of an earlier "+
-				"deletion cannot be revoked", e.SecretRef, dataKeyToken)
-		}
-		// Whoever sweeps the bucket revokes one, and so does this entry once it has the token.
-		return tokenRetry, nil
+	return objects, source, r.ensureEtcdBackup(ctx, e, source, start)
+}
+
+// ensureMarks revokes the tombstone that an earlier deletion has left.
+func (r *entryReconciler) ensureMarks(ctx context.Context, e *backupEntry, opType operationType, objects Objects) error {
+	if err := r.endpoints().enter(ctx, objects.endpoint(), classLook); err != nil {
+		return err
 	}
 	take := revoke
 	if opType == operationTypeRestore || opType == operationTypeCreate && strings.HasPrefix(e.Name, sourcePrefix) {
@@ -154,7 +169,7 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 		r.normal(e, "TombstoneRevoked", "Reconcile", "The objects under %s/ in bucket %s are in use again; what was "+
 			"retained of an earlier deletion is not deleted any more", entryBase(e.Name), e.BucketName)
 	}
-	return 0, err
+	return err
 }
 
 // credentials reads the referenced secret and sees to its finalizer. That of a new entry
@@ -384,6 +399,9 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
 	guard := &prefixGuard{entries: r.resource, entry: e, base: base}
 	objects, openErr := r.openObjects(&e.object, e.BucketName, e.Recorded, source)
+	if openErr == nil {
+		openErr = r.endpoints().enter(ctx, objects.endpoint(), classPurge)
+	}
 	var result PurgeResult
 	err := cmp.Or(unused(ctx), openErr)
 	if guard.objects = objects; err == nil {

@@ -103,17 +103,26 @@ func (e *storeError) Error() string { return e.err.Error() }
 
 func (e *storeError) Unwrap() error { return e.err }
 
-// retryAfter is how long a store said to wait before it is asked again; zero if it did not say.
+// retryAfter is how long a store is not to be asked again, since it said so or does not answer; zero if that is not known.
 func retryAfter(err error) time.Duration {
 	var store *storeError
+	var down *endpointDownError
+	var throttled *throttledError
+	after := time.Duration(0)
 	if errors.As(err, &store) {
-		return store.after
+		after = store.after
 	}
-	return 0
+	if errors.As(err, &down) {
+		after = max(after, down.after)
+	}
+	if errors.As(err, &throttled) {
+		after = max(after, throttled.after)
+	}
+	return after
 }
 
 // isThrottled says that a store or its cloud asks for fewer requests.
-func isThrottled(err error) bool { return codeOf(err) == codeRateLimitsExceeded || retryAfter(err) > 0 }
+func isThrottled(err error) bool { return codeOf(err) == codeRateLimitsExceeded }
 
 // waitError says that a store keeps something for now. It is no failure: the caller says
 // why and comes back later.
@@ -149,6 +158,9 @@ func networkCause(err error) (errorCode, string) {
 		errno       syscall.Errno
 		timeout     interface{ Timeout() bool }
 		request     *url.Error
+		down        *endpointDownError
+		throttled   *throttledError
+		answer      *answerError
 	)
 	host := "the store" // without the address that it resolved to
 	if errors.As(err, &request) {
@@ -157,6 +169,12 @@ func networkCause(err error) (errorCode, string) {
 		}
 	}
 	switch {
+	case errors.As(err, &down):
+		return codeRetryableDependencies, down.Error()
+	case errors.As(err, &throttled):
+		return codeRateLimitsExceeded, throttled.Error()
+	case errors.As(err, &answer) && !answer.timeout:
+		return codeRetryableConfiguration, fmt.Sprintf("%s does not answer as such a store does: %s", host, answer.text)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return codeRetryableConfiguration, fmt.Sprintf("the host %s does not resolve", dns.Name)
 	case errors.As(err, &dns):

@@ -1131,6 +1131,8 @@ func (c *memClient) remove(_ context.Context, batch []version) ([]removal, error
 func (c *memClient) until(context.Context, version) (time.Time, error) { return time.Time{}, nil }
 
 // traits implements versions.
+func (c *memClient) endpoint() endpointRef { return endpointRef{"mem", c.ref.Name} }
+
 func (c *memClient) traits() traits {
 	return traits{batch: cmp.Or(c.batch, 1000), serial: true, locksAtOnce: c.atOnce, backoff: func(int) time.Duration { return 0 }}
 }

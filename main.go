@@ -74,7 +74,9 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.BoolVar(&c.ignoreOperationAnnotation, "ignore-operation-annotation", false, "react to generation, secret and "+
 		"namespace changes instead of the annotation gardener.cloud/operation")
 	fs.IntVar(&c.concurrentSyncs, "concurrent-syncs", 5, "workers per resource")
-	fs.DurationVar(&c.verifyInterval, "verify-interval", 10*time.Minute, "how often every bucket is checked against the cloud")
+	fs.DurationVar(&c.verifyInterval, "verify-interval", 0, "how often every bucket is checked against the cloud, and its "+
+		"tombstones are looked at (default: checked every minute where a lock can be taken away (S3), else every 10 minutes (Azure); "+
+		"tombstones every 10 minutes)")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")
@@ -106,7 +108,7 @@ func (c *config) complete() error {
 	if c.concurrentSyncs < 1 {
 		return fmt.Errorf("--concurrent-syncs is %d, must be at least 1", c.concurrentSyncs)
 	}
-	if c.verifyInterval < time.Second {
+	if c.verifyInterval != 0 && c.verifyInterval < time.Second {
 		return fmt.Errorf("--verify-interval is %s, must be at least 1s", c.verifyInterval)
 	}
 	if c.verbosity < 0 || c.verbosity > maxVerbosity {

@@ -57,6 +57,8 @@ type metrics struct {
 	bucketStrangers        *prometheus.GaugeVec
 	purgeFailures          *prometheus.CounterVec
 	storeDuration          *prometheus.HistogramVec
+	endpointOpen           *prometheus.GaugeVec
+	endpointWaiting        *prometheus.GaugeVec
 	reconcileDuration      *prometheus.HistogramVec
 	panics                 *prometheus.CounterVec
 	apiRequests            *prometheus.CounterVec
@@ -133,6 +135,10 @@ func newMetrics() *metrics {
 	m.purgeFailures = counter("bucketwarden_purge_failures_total", "Purges that ended with an error.", "bucket")
 	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
+	m.endpointOpen = gauge("bucketwarden_endpoint_breaker_open", "1 if the endpoint of a store gave no answer three times in a row "+
+		"and is asked by one pass at a time now, else 0.", "endpoint")
+	m.endpointWaiting = gauge("bucketwarden_endpoint_waiting_passes", "Passes that wait for a place at the endpoint, or for it to "+
+		"answer again.", "endpoint")
 	m.reconcileDuration = histogram("bucketwarden_reconcile_duration_seconds", "Duration of one reconcile.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 180}, "resource", "outcome")
 	m.panics = counter("bucketwarden_reconcile_panics_total", "Reconciles that ended in a panic.", "resource")
@@ -193,6 +199,12 @@ func (m *metrics) initAdmission() {
 // observeStoreRequest records one HTTP request to a store.
 func (m *metrics) observeStoreRequest(store, operation, outcome string, duration time.Duration) {
 	m.storeDuration.WithLabelValues(store, operation, outcome).Observe(duration.Seconds())
+}
+
+// forgetEndpoint removes the series of an endpoint that is not used any more.
+func (m *metrics) forgetEndpoint(host string) {
+	m.endpointOpen.DeleteLabelValues(host)
+	m.endpointWaiting.DeleteLabelValues(host)
 }
 
 // forgetBucket removes the object state of a BackupBucket that is gone or no

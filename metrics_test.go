@@ -30,6 +30,8 @@ func metricsTestFull() *metrics {
 	m.purgedObjects.WithLabelValues("")
 	m.purgedBytes.WithLabelValues("")
 	m.observeStoreRequest(storeS3, "", outcomeSuccess, 0)
+	m.endpointOpen.WithLabelValues("")
+	m.endpointWaiting.WithLabelValues("")
 	m.Increment(context.Background(), "200", "GET", "")
 	m.admissionReviews.WithLabelValues("", "", outcomeAllowed)
 	m.admissionWarnings.WithLabelValues("", "")

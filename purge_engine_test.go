@@ -117,6 +117,8 @@ func (s *memVersions) until(_ context.Context, v version) (time.Time, error) {
 	return s.ends(v)
 }
 
+func (s *memVersions) endpoint() endpointRef { return endpointRef{host: "mem"} }
+
 func (s *memVersions) traits() traits { return s.has }
 
 func (s *memVersions) uploads(context.Context, string) iter.Seq2[page, error] {

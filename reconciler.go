@@ -34,6 +34,9 @@ type reconciler struct {
 	purges   *purges
 }
 
+// endpoints are where a pass finds a place before it asks a store.
+func (r *reconciler) endpoints() *endpoints { return r.resource.controller.endpoints }
+
 // needsWork says that a pass has to reconcile, from what the object itself shows.
 func (r *reconciler) needsWork(o *object, wanted bool) bool {
 	if wanted || !o.succeeded() {
@@ -48,7 +51,7 @@ func (r *reconciler) needsWork(o *object, wanted bool) bool {
 // wantAgain keeps a failed reconcile wanted: its operation annotation is gone, and maybe
 // no status tells of it.
 func (r *reconciler) wantAgain(o *object, err *error) {
-	if *err != nil {
+	if *err != nil && !goesOn(*err) {
 		r.resource.controller.want(cache.MetaObjectToName(o))
 	}
 }
@@ -160,8 +163,8 @@ func (r *reconciler) published(b *backupBucket, generated *corev1.Secret) (accou
 }
 
 // openStore opens the bucket of a BackupBucket with its credentials. It returns the generated secret, which may name the
-// account, as well.
-func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *corev1.Secret, want desired, old record,
+// account, as well. The pass has a place at the store then.
+func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *corev1.Secret, want desired, old record, class passClass,
 ) (Store, *corev1.Secret, error) {
 	generated, err := r.generated(ctx, b)
 	if err != nil {
@@ -178,6 +181,9 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 		// A secret that was lost must not make us look into another account.
 		Account: cmp.Or(account, old.Account),
 	}, secret.Data)
+	if err == nil {
+		err = r.endpoints().enter(ctx, store.endpoint(), class)
+	}
 	return store, generated, credentialsError(err, secret)
 }
 
@@ -200,7 +206,12 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket) (Objects
 	if err != nil || secret == nil {
 		return nil, err
 	}
-	return r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus).Policy, secret)
+	objects, err := r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus).Policy, secret)
+	if err == nil {
+		// The sweeps have a controller, and places, of their own.
+		err = r.endpoints().enter(ctx, objects.endpoint(), classPurge)
+	}
+	return objects, err
 }
 
 // credentialsError names the secret in an error of a provider about the credentials.

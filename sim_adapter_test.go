@@ -285,6 +285,8 @@ func (c *simClient) until(ctx context.Context, v version) (time.Time, error) {
 }
 
 // traits implements versions.
+func (c *simClient) endpoint() endpointRef { return endpointRef{host: "sim"} }
+
 func (c *simClient) traits() traits {
 	return traits{batch: simPageSize, verify: c.kind == storeS3, locksAtOnce: c.kind == storeS3, serial: true,
 		backoff: func(int) time.Duration { return time.Second }}

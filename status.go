@@ -314,9 +314,18 @@ func failureDescription(kind, name string, t operationType, err error) string {
 }
 
 // failure writes the Error status and returns err for the queue, as it is if that worked.
-// A conflict with another writer is none: the pass is simply made again on fresh data.
+// A conflict with another writer is none: the pass is simply made again on fresh data. Being
+// throttled is none before it has lasted for throttleGrace.
 func (c *resourceClient) failure(ctx context.Context, o *object, t operationType, err error, extra map[string]any) error {
-	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
+	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) || goesOn(err) {
+		return err
+	}
+	if isThrottled(err) && c.controller.patient(cache.MetaObjectToName(o)) {
+		u := statusUpdate{state: stateProcessing, opType: t, description: "The store asks for fewer requests, it is asked again later",
+			extra: extra}
+		if writeErr := c.writeStatus(ctx, o, u); writeErr != nil {
+			return errors.Join(err, writeErr)
+		}
 		return err
 	}
 	description := failureDescription(c.kind, o.Name, t, err)

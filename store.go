@@ -35,6 +35,8 @@ type versions interface {
 	until(ctx context.Context, v version) (time.Time, error)
 	// traits needs no request.
 	traits() traits
+	// endpoint is what requests go to; it needs no request.
+	endpoint() endpointRef
 }
 
 // uploader is a versions that may hold incomplete multipart uploads. Only remove takes them.
@@ -229,6 +231,9 @@ type bucketRef struct {
 type provider interface {
 	// name is that of --type NAME=STORE, and the label store of metrics.
 	name() string
+	// verifyInterval is how often a bucket should be looked at without --verify-interval: the sooner, the more others
+	// can take away of its lock.
+	verifyInterval() time.Duration
 	// parseConfig reads the providerConfig at path strictly; an absent one asks for nothing. An error is a *configError
 	// that names the field; what could be read is returned with it.
 	parseConfig(path *field.Path, providerType string, raw []byte) (desired, error)

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
+	azcloud "github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
@@ -140,7 +142,7 @@ func parseAzureCredentials(credentials map[string][]byte) (*azureConfig, error) 
 type azureClients struct {
 	metrics   *metrics
 	clouds    azureClouds
-	transport *http.Transport
+	transport *storeTransport
 	// retryDelay and pollInterval are shorter in tests.
 	retryDelay, pollInterval time.Duration
 	cache                    clientCache[*azureClient]
@@ -215,6 +217,22 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
 }
 
+// endpoint implements versions.
+func (b *azureBucket) endpoint() endpointRef { return b.arm }
+
+// endpoint implements versions.
+func (e *azureEntry) endpoint() endpointRef {
+	return endpointRef{host: azureHost(e.blobs.URL()), part: e.Name}
+}
+
+func azureHost(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Host
+}
+
 // azureAccountName is the storage account of a bucket, as in
 // gardener/gardener-extension-provider-azure pkg/controller/backupbucket.
 func azureAccountName(bucket string) string {
@@ -224,6 +242,8 @@ func azureAccountName(bucket string) string {
 
 // azureClient is the management plane with the credentials of one secret.
 type azureClient struct {
+	// arm is the management plane with the subscription, by which it limits requests.
+	arm        endpointRef
 	groups     *armresources.ResourceGroupsClient
 	resources  *armresources.Client
 	accounts   *armstorage.AccountsClient
@@ -261,7 +281,8 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	// Registering a resource provider is a permission on the whole subscription.
 	armOptions := &arm.ClientOptions{ClientOptions: options, DisableRPRegistration: true}
 	credential := azureCredential{inner}
-	client := &azureClient{}
+	client := &azureClient{arm: endpointRef{part: "subscription " + config.subscriptionID}}
+	client.arm.host = azureHost(cloud.config.Services[azcloud.ResourceManager].Endpoint)
 	if client.groups, err = armresources.NewResourceGroupsClient(config.subscriptionID, credential, armOptions); err != nil {
 		return nil, err
 	}
@@ -452,6 +473,9 @@ func newAzureProvider(c *config, m *metrics) (provider, error) {
 }
 
 func (c *azureClients) name() string { return storeAzure }
+
+// verifyInterval is long: nobody can take a locked policy away.
+func (c *azureClients) verifyInterval() time.Duration { return 10 * time.Minute }
 
 // azureBucketConfig is spec.providerConfig of a BackupBucket, in the format of gardener-extension-provider-azure
 // (pkg/apis/azure/v1alpha1/types_backupbucket.go).

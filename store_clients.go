@@ -3,18 +3,13 @@
 // Rules:
 //   - A client is known by the content of its secret, of which only a hash is kept.
 //   - At most maxClients are kept; the one that was not used for the longest time goes first.
-//   - Every transport has the same limits, so that no store can delay a pass without end.
 
 package main
 
 import (
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/binary"
-	"net"
-	"net/http"
 	"sync"
-	"time"
 )
 
 // maxClients bounds the clients of a kind of store.
@@ -82,19 +77,4 @@ func (c *clientCache[C]) evict() {
 		c.evicted(c.clients[oldest].client)
 	}
 	delete(c.clients, oldest)
-}
-
-// newTransport returns a transport to a store with the given TLS settings.
-func newTransport(config *tls.Config) *http.Transport {
-	config.MinVersion = tls.VersionTLS12
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       config,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: 45 * time.Second,
-		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConnsPerHost:   8,
-	}
 }

@@ -99,6 +99,8 @@ type memoryConfig struct {
 
 func (p *memoryProvider) name() string { return storeMemory }
 
+func (p *memoryProvider) verifyInterval() time.Duration { return time.Minute }
+
 func (p *memoryProvider) parseConfig(path *field.Path, providerType string, raw []byte) (desired, error) {
 	var config memoryConfig
 	if err := decodeConfig(path, providerType, raw, &config); err != nil {
@@ -281,6 +283,8 @@ func (s *memoryStore) Put(ctx context.Context, key string) error {
 	_, err := s.request(ctx, "PutObject", there(func(b *memoryBucket) { s.server.write(b, version{key: key}) }))
 	return err
 }
+
+func (s *memoryStore) endpoint() endpointRef { return endpointRef{"memory", s.Name} }
 
 func (s *memoryStore) traits() traits {
 	return traits{batch: 100, backoff: func(int) time.Duration { return time.Millisecond }}

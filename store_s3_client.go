@@ -263,9 +263,11 @@ func (c *s3Clients) client(region string, credentials map[string][]byte) (*s3Cli
 type s3Client struct {
 	*s3.Client
 	sts       *sts.Client
-	transport *http.Transport
+	transport *storeTransport
 	backoff   retry.BackoffDelayer
 	region    string
+	// host is that of S3, whose virtual hosts end with it.
+	host string
 	// aws says that this is AWS itself and not a store that speaks its API.
 	aws       bool
 	plainHTTP bool
@@ -361,8 +363,22 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		s3Options.BaseEndpoint = &c.awsEndpoint
 	}
 	client.Client = s3.New(s3Options)
+	client.host = s3Host(s3Options)
 	return client
 }
+
+// s3Host is the host that the buckets of a client lie on.
+func s3Host(o s3.Options) string {
+	resolved, err := s3.NewDefaultEndpointResolverV2().ResolveEndpoint(context.Background(),
+		s3.EndpointParameters{Region: &o.Region, Endpoint: o.BaseEndpoint, UseFIPS: new(bool), UseDualStack: new(bool)})
+	if err != nil {
+		return "s3." + o.Region
+	}
+	return resolved.URI.Host
+}
+
+// endpoint implements versions.
+func (b *s3Bucket) endpoint() endpointRef { return endpointRef{host: b.host, part: b.Name} }
 
 type s3Token string
 
@@ -439,6 +455,9 @@ var _ provider = &s3Clients{}
 func newS3Provider(_ *config, m *metrics) (provider, error) { return newS3Clients(m), nil }
 
 func (c *s3Clients) name() string { return storeS3 }
+
+// verifyInterval is short: whoever has the permission can take a bucket's default retention away.
+func (c *s3Clients) verifyInterval() time.Duration { return time.Minute }
 
 // s3BucketConfig is spec.providerConfig of a BackupBucket, in the format of gardener-extension-provider-aws
 // (pkg/apis/aws/v1alpha1/types_backupbucket.go).

@@ -172,6 +172,8 @@ func s3Unsupported(err error) bool {
 func s3Retryable(err error) aws.Ternary {
 	code, text := s3Cause(err)
 	switch {
+	case retryAfter(err) > 0:
+		return aws.FalseTernary // there is no request before that
 	case code == codeRetryableConfiguration:
 		return aws.FalseTernary // a certificate is not renewed within seconds
 	case code == codeRateLimitsExceeded, s3ErrorCode(err) == "ServiceUnavailable":

@@ -188,8 +188,9 @@ func (b *s3Bucket) tryEncryption(ctx context.Context, gap string) (string, error
 	return gapNoKey, nil
 }
 
-// putCheck writes an object that tries something out. In a bucket with a policy it has a short retention of its own, so that it does not keep the
-// bucket from being deleted for as long as a backup would, unless the store or a permission is against that.
+// putCheck writes an object that tries something out. In a bucket with a policy it has a short retention of its own, so that
+// it does not keep the bucket from being deleted for as long as a backup would, unless the store or a permission is against
+// that.
 func (b *s3Bucket) putCheck(ctx context.Context, key string) error {
 	const text = "bucketwarden: objects can be written with the settings of this bucket\n"
 	sum := md5.Sum([]byte(text))

@@ -357,13 +357,14 @@ func TestAzureThrottlingAndOutage(t *testing.T) {
 		what, code, part string
 		fault            env.AzureFault
 	}{
-		{"throttled for longer than one likes to wait", codeRateLimits, "TooManyRequests", env.AzureFault{Status: http.StatusTooManyRequests, RetryAfter: 10 * time.Minute}},
 		{"throttled at once", codeRateLimits, "TooManyRequests", env.AzureFault{Status: http.StatusTooManyRequests}},
 		{"an outage", codeRetryableDependencies, "ServiceUnavailable", env.AzureFault{Status: http.StatusServiceUnavailable}},
 		{"no connection", codeRetryableDependencies, "without an answer", env.AzureFault{Drop: true}},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			t.Parallel()
+			// What does not answer is left alone by the whole daemon.
+			d := startAzureDaemon(t)
 			name := azureName()
 			d.createAzureBucket(t, name, days(4, true))
 			before := get(t, buckets, name)
@@ -381,13 +382,40 @@ func TestAzureThrottlingAndOutage(t *testing.T) {
 			})
 			mustEqual(t, "status", get(t, buckets, name).Object["status"], before.Object["status"])
 			reconcile(t, buckets, name, immutable(days(5, true)))
-			waitFailed(t, buckets, name, test.code, test.part)
+			if test.code == codeRateLimits {
+				waitThrottled(t, buckets, name)
+			} else {
+				waitFailed(t, buckets, name, test.code, test.part)
+			}
 			d.checkPolicy(t, name, "Locked 4")
 			clear()
 			waitHealthy(t, buckets, name)
 			d.checkPolicy(t, name, "Locked 5")
 		})
 	}
+	t.Run("told when to come back", func(t *testing.T) {
+		t.Parallel()
+		d := startAzureDaemon(t)
+		name := azureName()
+		d.createAzureBucket(t, name, days(4, true))
+		clear := azure.Fail(env.AzureFault{Status: http.StatusTooManyRequests, RetryAfter: 10 * time.Minute, Plane: env.PlaneARM, PathContains: name})
+		t.Cleanup(clear)
+		azure.ResetRequests(name)
+		eventually(t, "a verification was told when to come back", func(context.Context) error {
+			if len(azure.Requests(name)) == 0 {
+				return errors.New("there was no request")
+			}
+			return nil
+		})
+		reconcile(t, buckets, name, immutable(days(5, true)))
+		waitThrottled(t, buckets, name)
+		mustEqual(t, "requests", len(azure.Requests(name)), 1)
+		clear()
+		must(t, d.Terminate(t.Context()))
+		d.start(t)
+		waitHealthy(t, buckets, name)
+		d.checkPolicy(t, name, "Locked 5")
+	})
 	t.Run("Entra is down", func(t *testing.T) {
 		t.Parallel()
 		// The clock is that of others too, and so are the tokens: this one gets its own.

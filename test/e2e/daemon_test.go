@@ -396,7 +396,7 @@ func TestStoreErrorsAreTheStores(t *testing.T) {
 		{http.StatusForbidden, "AccessDenied", codeUnauthorized},
 		{http.StatusInternalServerError, "InternalError", codeRetryableDependencies},
 		{http.StatusServiceUnavailable, "SlowDown", codeRetryableDependencies},
-		{http.StatusTooManyRequests, "TooManyRequests", "ERR_INFRA_RATE_LIMITS_EXCEEDED"},
+		{http.StatusTooManyRequests, "TooManyRequests", codeRateLimits},
 		{http.StatusConflict, "BucketAlreadyExists", codeConfiguration},
 	} {
 		t.Run(test.s3Code, func(t *testing.T) {
@@ -410,7 +410,11 @@ func TestStoreErrorsAreTheStores(t *testing.T) {
 			})
 			writeSecret(t, secretName(buckets, name), minio.SecretData(proxy.URL))
 			create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
-			waitFailed(t, buckets, name, test.code)
+			if test.code == codeRateLimits {
+				waitThrottled(t, buckets, name)
+			} else {
+				waitFailed(t, buckets, name, test.code)
+			}
 			if bucketExists(t, store, name) {
 				t.Error("the bucket exists")
 			}

@@ -258,6 +258,18 @@ func waitFailed(t *testing.T, resource schema.GroupVersionResource, name, code s
 	return waitFor(t, resource, name, failed(code, parts...))
 }
 
+// waitThrottled waits until an object waits for a store that asks for fewer requests, which is no failure at once.
+func waitThrottled(t *testing.T, resource schema.GroupVersionResource, name string) {
+	t.Helper()
+	waitFor(t, resource, name, func(o *unstructured.Unstructured) error {
+		state, description := str(o, "status", "lastOperation", "state"), str(o, "status", "lastOperation", "description")
+		if state != "Processing" || !strings.Contains(description, "asks for fewer requests") {
+			return fmt.Errorf("it is %s: %s", state, description)
+		}
+		return nil
+	})
+}
+
 func waitGone(t *testing.T, resource schema.GroupVersionResource, name string) {
 	t.Helper()
 	waitFor(t, resource, name, func(o *unstructured.Unstructured) error {

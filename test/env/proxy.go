@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -29,6 +30,8 @@ type Fault struct {
 	// Status and Code are those of an S3 error, e.g. 503 and SlowDown.
 	Status int
 	Code   string
+	// Hang answers nothing, Close closes the connection, and Drip answers one byte a second.
+	Hang, Close, Drip bool
 }
 
 // Proxy is an HTTP proxy in front of an S3 server that counts the requests by
@@ -73,6 +76,10 @@ func StartProxy(m *S3Server) (*Proxy, error) {
 				forward.ServeHTTP(w, r)
 				return
 			}
+			if fault.Hang || fault.Close || fault.Drip {
+				fault.disturb(w, r)
+				return
+			}
 			if wait(r.Context(), fault.Latency) != nil {
 				return
 			}
@@ -85,6 +92,37 @@ func StartProxy(m *S3Server) (*Proxy, error) {
 	}
 	go func() { _ = p.server.Serve(listener) }()
 	return p, nil
+}
+
+// disturb answers as a store in trouble does, as long as the client stays.
+func (f *Fault) disturb(w http.ResponseWriter, r *http.Request) {
+	connection, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer func() { _ = connection.Close() }()
+	if f.Close {
+		return
+	}
+	answer := strings.NewReader("HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: 100000\r\n\r\n" + strings.Repeat(" ", 100000))
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, connection)
+	}()
+	for {
+		select {
+		case <-gone:
+			return
+		case <-time.After(time.Second):
+		}
+		if !f.Drip {
+			continue
+		}
+		if _, err := io.CopyN(connection, answer, 1); err != nil {
+			return
+		}
+	}
 }
 
 // Stop ends the proxy and its connections.
