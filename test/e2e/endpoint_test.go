@@ -74,8 +74,8 @@ func TestStoresInTrouble(t *testing.T) {
 	store.createEntry(t, entryObject(name, d.kind, healthyBucket))
 	waitHealthy(t, entries, name)
 	getSecret(t, namespace, "etcd-backup")
-	putRetention(t, healthyBucket, types.ObjectLockRetentionModeGovernance, 1)
-	awaitRetention(t, healthyBucket, "COMPLIANCE 4")
+	store.putRetention(t, healthyBucket, types.ObjectLockRetentionModeGovernance, 1)
+	store.awaitRetention(t, healthyBucket, "COMPLIANCE 4")
 	for _, on := range all {
 		for _, name := range on.young {
 			// Their clusters have what they need.
