@@ -1,5 +1,5 @@
 // Package e2e drives the built bucketwarden binary from outside, against a real
-// kube-apiserver, a real MinIO and an Azure of real parts, as gardenlet would.
+// kube-apiserver, a real MinIO, a real Ceph where it can be had, and an Azure of real parts, as gardenlet would.
 package e2e
 
 import (
