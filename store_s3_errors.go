@@ -292,6 +292,9 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 	switch apiCode {
 	case "SignatureDoesNotMatch":
 		return code, fmt.Sprintf("the store does not accept the signature (%s): check %s in the credentials secret", name, s3KeySecretAccessKey)
+	case "XAmzContentSHA256Mismatch": // Ceph RGW 16, over HTTPS
+		return codeConfigurationProblem, fmt.Sprintf("the store does not accept the checksum of an object (%s): set %s: when_required in the "+
+			"credentials secret", name, s3KeyRequestChecksum)
 	case "InvalidClientTokenId":
 		return code, fmt.Sprintf("the credentials are not valid (%s): check the credentials secret", name)
 	case "BucketAlreadyExists":

@@ -67,6 +67,18 @@ func TestS3PublicAccessBlockIsTried(t *testing.T) {
 			}
 		})
 	}
+	// Ceph RGW 16 over HTTPS, with the default of the SDK.
+	t.Run("no checksums in trailers", func(t *testing.T) {
+		f := newFakeS3(t, true)
+		f.refuse(object, -1, 400, "XAmzContentSHA256Mismatch", "")
+		b := f.custom("eu-west-1")
+		for range 2 {
+			gap, err := b.ensurePrivate(t.Context())
+			if err != nil || !strings.HasSuffix(gap, "set requestChecksumCalculation: when_required in the credentials secret.") || f.block != none {
+				t.Errorf("got %q, %v with %s", gap, err, f.block)
+			}
+		}
+	})
 	t.Run("the store is busy", func(t *testing.T) {
 		f := newFakeS3(t, false)
 		f.refuse(object, s3MaxAttempts, 503, "SlowDown", "")
