@@ -169,7 +169,12 @@ func (b *s3Bucket) tryTLS(ctx context.Context, document string) (found s3TLS, er
 		if b.answersPlainHTTP(ctx) {
 			gap = gapNotEnforced
 		}
-		if err := b.mergePolicy(ctx, document, b.tlsStatements(s3Whole)[:n]); err != nil {
+		// Always, also if our statements were there already: those that were tried have to go.
+		merged, _, err := mergeS3Policy(document, b.tlsStatements(s3Whole)[:n])
+		if err != nil {
+			return found, err
+		}
+		if _, err := b.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: &b.Name, Policy: &merged}); err != nil {
 			return found, err
 		}
 		if _, err := b.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: &b.Name}); s3Denied(err) {

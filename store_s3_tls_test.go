@@ -80,6 +80,10 @@ func TestS3TLSIsTried(t *testing.T) {
 				if gap, err := f.custom("eu-west-1").ensureTLS(t.Context()); (err != nil || gap != test.gap) && test.gap != gapLockedOut {
 					t.Errorf("another life: got %q, %v", gap, err)
 				}
+				n := strings.Count(f.policy, `"BucketwardenDeny`)
+				if n != test.statements && test.gap != gapLockedOut || strings.Contains(f.policy, s3SidCheck) {
+					t.Errorf("another life: %d of our statements are in %s", n, f.policy)
+				}
 			})
 		}
 	}
