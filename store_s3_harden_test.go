@@ -21,7 +21,8 @@ func TestS3Harden(t *testing.T) {
 	// What was set is looked at again, once.
 	wantCalls(t, f, "GetBucketEncryption", "PutBucketEncryption", "GetBucketEncryption", "PutObject",
 		"GetPublicAccessBlock", "PutPublicAccessBlock", "GetPublicAccessBlock", "PutObject",
-		"GetBucketPolicy", "GetObject", "PutBucketPolicy", "GetObject", "GetObject", "PutBucketPolicy", "GetBucketPolicy")
+		"GetBucketPolicy", "CreateMultipartUpload", "AbortMultipartUpload", "PutBucketPolicy", "CreateMultipartUpload",
+		"CreateMultipartUpload", "AbortMultipartUpload", "PutBucketPolicy", "GetBucketPolicy")
 	if !strings.Contains(f.encryption, "AES256") || strings.Count(f.block, ">true<") != 4 {
 		t.Errorf("got %s and %s", f.encryption, f.block)
 	}
@@ -116,8 +117,8 @@ func TestS3HardenGaps(t *testing.T) {
 			return false
 		}
 		b := f.custom("eu-west-1")
-		for i, want := range [][]string{{"GetBucketPolicy", "GetObject", "PutBucketPolicy", "PutBucketPolicy", "GetObject", "GetObject", "PutBucketPolicy",
-			"GetBucketPolicy"}, {"GetBucketPolicy"}} {
+		for i, want := range [][]string{{"GetBucketPolicy", "CreateMultipartUpload", "AbortMultipartUpload", "PutBucketPolicy", "PutBucketPolicy",
+			"CreateMultipartUpload", "CreateMultipartUpload", "AbortMultipartUpload", "PutBucketPolicy", "GetBucketPolicy"}, {"GetBucketPolicy"}} {
 			gap, err := b.ensureTLS(t.Context())
 			if err != nil || !strings.Contains(gap, "s3:TlsVersion") || !strings.Contains(f.policy, "aws:SecureTransport") {
 				t.Fatalf("round %d: got %q, %v with %s", i, gap, err, f.policy)

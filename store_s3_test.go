@@ -102,6 +102,8 @@ func fakeS3Operation(r *http.Request, body string) string {
 		return "ListObjectVersions"
 	case r.URL.Query().Has("delete"):
 		return "DeleteObjects"
+	case r.URL.Query().Has("uploads") && key != "":
+		return "CreateMultipartUpload"
 	case r.URL.Query().Has("uploads"):
 		return "ListMultipartUploads"
 	case r.URL.Query().Has("uploadId") && key != "":
@@ -163,7 +165,7 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "DeleteBucketPolicy":
 		f.policy = ""
 		w.WriteHeader(http.StatusNoContent)
-	case "GetObject", "HeadObject", "PutObject":
+	case "CreateMultipartUpload", "HeadObject", "PutObject":
 		f.object(w, r)
 	case "GetBucketPolicy":
 		if f.policy == "" {

@@ -47,7 +47,7 @@ const (
 	gapUnreadable    = "The bucket policy is not a JSON object with statements, so that plain HTTP is not denied; it is left as it is."
 	gapMalformed     = "The store refuses our statements in the bucket policy as malformed, so that plain HTTP is not denied."
 	gapUntried       = "It cannot be tried whether plain HTTP could be denied without denying everything, since the credentials may not " +
-		"read objects under " + s3CheckPrefix + " (s3:GetObject), so that plain HTTP is not denied."
+		"write objects under " + s3CheckPrefix + " (s3:PutObject), so that plain HTTP is not denied."
 	gapNotBinding = "Bucket policies do not bind these credentials on this store, so that plain HTTP is not denied to them."
 	gapTLSEnds    = "The store takes HTTPS for plain HTTP, as it does behind a proxy that ends TLS: to deny plain HTTP would deny " +
 		"everything, so that it is not denied."
@@ -128,7 +128,7 @@ func (b *s3Bucket) ensureTriedTLS(ctx context.Context, document string) (gap str
 
 // tryTLS finds out which statements the store can have, and leaves it with them.
 func (b *s3Bucket) tryTLS(ctx context.Context, document string) (found s3TLS, err error) {
-	switch may, err := b.mayRead(ctx, s3CheckTLS); {
+	switch may, err := b.mayWrite(ctx, s3CheckTLS); {
 	case err != nil:
 		return found, err
 	case !may:
@@ -158,7 +158,7 @@ func (b *s3Bucket) tryTLS(ctx context.Context, document string) (found s3TLS, er
 		case !binds:
 			return s3TLS{gap: gapNotBinding}, nil
 		}
-		switch may, err := b.mayRead(ctx, s3CheckTLS); {
+		switch may, err := b.mayWrite(ctx, s3CheckTLS); {
 		case err != nil:
 			return found, err
 		case !may && n > 1:
@@ -169,7 +169,12 @@ func (b *s3Bucket) tryTLS(ctx context.Context, document string) (found s3TLS, er
 		if b.answersPlainHTTP(ctx) {
 			gap = gapNotEnforced
 		}
-		if err := b.mergePolicy(ctx, document, b.tlsStatements(s3Whole)[:n]); err != nil {
+		// Always, also if our statements were there already: those that were tried have to go.
+		merged, _, err := mergeS3Policy(document, b.tlsStatements(s3Whole)[:n])
+		if err != nil {
+			return found, err
+		}
+		if _, err := b.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: &b.Name, Policy: &merged}); err != nil {
 			return found, err
 		}
 		if _, err := b.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: &b.Name}); s3Denied(err) {
@@ -184,7 +189,7 @@ func (b *s3Bucket) tryTLS(ctx context.Context, document string) (found s3TLS, er
 // binds says that a policy is in force for these credentials. It may take a moment.
 func (b *s3Bucket) binds(ctx context.Context) (bool, error) {
 	for attempt := 1; ; attempt++ {
-		may, err := b.mayRead(ctx, s3CheckDenied)
+		may, err := b.mayWrite(ctx, s3CheckDenied)
 		if err != nil || !may || attempt == s3MaxAttempts {
 			return err == nil && !may, err
 		}
@@ -194,31 +199,34 @@ func (b *s3Bucket) binds(ctx context.Context) (bool, error) {
 	}
 }
 
-// mayRead says whether the store would let us read a key. That there is no such object is the answer that is expected.
-func (b *s3Bucket) mayRead(ctx context.Context, key string, options ...func(*s3.Options)) (bool, error) {
-	out, err := b.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.Name, Key: &key}, options...)
+// mayWrite says whether the store would let us write a key: whether a multipart upload can be begun, which is aborted at once.
+// Unlike an object it is retained nowhere, and unlike reads of what is not there it is judged by the policy everywhere: Ceph
+// RGW tells the owner first that there is no such object.
+func (b *s3Bucket) mayWrite(ctx context.Context, key string, options ...func(*s3.Options)) (bool, error) {
+	begun, err := b.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: &b.Name, Key: &key}, options...)
 	switch {
-	case err == nil:
-		_ = out.Body.Close()
-		return true, nil
-	case s3Gone(err):
-		return true, nil
 	case s3Denied(err):
 		return false, nil
+	case err != nil:
+		return false, err
 	}
-	return false, err
+	_, err = b.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.Name, Key: &key, UploadId: begun.UploadId})
+	if err != nil && !s3Denied(err) && s3ErrorCode(err) != "NoSuchUpload" {
+		return false, err
+	}
+	return true, nil
 }
 
 // s3PlainTimeout is how long an answer over plain HTTP is waited for.
 const s3PlainTimeout = 5 * time.Second
 
-// answersPlainHTTP says that the store serves a key over plain HTTP. The request names a key that there is none of; a
+// answersPlainHTTP says that the store takes requests over plain HTTP. The request is about a key that nothing has; its
 // signature tells nobody the secret key, and can be repeated only as it is.
 func (b *s3Bucket) answersPlainHTTP(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, s3PlainTimeout)
 	defer cancel()
-	may, err := b.mayRead(ctx, s3CheckTLS, s3Once, func(o *s3.Options) { o.BaseEndpoint = &b.plainURL })
-	return err == nil && may
+	may, err := b.mayWrite(ctx, s3CheckTLS, s3Once, func(o *s3.Options) { o.BaseEndpoint = &b.plainURL })
+	return may && err == nil
 }
 
 // s3PlainURL is where a store would serve plain HTTP that is known by an https endpoint: on the port of its own, if it has
@@ -281,7 +289,7 @@ func (b *s3Bucket) tlsStatements(scope s3Scope) []s3Statement {
 	arn, prefix, action := b.arn(), "", "s3:*"
 	resources := []string{arn, arn + "/*"}
 	if scope == s3TLSCheck {
-		prefix, action, resources = s3SidCheck, "s3:GetObject", []string{arn + "/" + s3CheckTLS}
+		prefix, action, resources = s3SidCheck, "s3:PutObject", []string{arn + "/" + s3CheckTLS}
 	}
 	deny := func(sid, operator, key, value string) s3Statement {
 		return s3Statement{
@@ -297,7 +305,7 @@ func (b *s3Bucket) tlsStatements(scope s3Scope) []s3Statement {
 
 // denial denies a key to everybody: while it does not, the policy is not in force.
 func (b *s3Bucket) denial() s3Statement {
-	return s3Statement{Sid: s3SidCheck + "Denied", Effect: "Deny", Principal: "*", Action: "s3:GetObject",
+	return s3Statement{Sid: s3SidCheck + "Denied", Effect: "Deny", Principal: "*", Action: "s3:PutObject",
 		Resource: []string{b.arn() + "/" + s3CheckDenied}}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -33,6 +34,8 @@ func (f *fakeS3) object(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
+	case r.Method == http.MethodPost:
+		fmt.Fprintf(w, "<InitiateMultipartUploadResult><Key>%s</Key><UploadId>u</UploadId></InitiateMultipartUploadResult>", key)
 	case r.Method == http.MethodPut && f.keyless != 0 && strings.HasPrefix(f.encryption, "<"):
 		answerS3Error(w, f.keyless, "InternalError", "no key")
 	case r.Method == http.MethodPut && (f.cephACLs && strings.Contains(f.block, "<BlockPublicAcls>true<") ||
@@ -47,7 +50,7 @@ func (f *fakeS3) object(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// denies evaluates the bucket policy for s3:GetObject.
+// denies evaluates the bucket policy for s3:PutObject.
 func (f *fakeS3) denies(key string, secure bool) bool {
 	if f.policy == "" || f.unbound {
 		return false
