@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -145,7 +146,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
 		return 0, err
 	}
-	return r.interval(b), nil
+	return p.interval(), nil
 }
 
 // reportRefusal says whether err is a refusal, and tells of a new one.
@@ -194,10 +195,10 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		delete(fields, "conditions")
 	}
 	if len(fields) == 0 {
-		return r.interval(b), nil
+		return p.interval(), nil
 	}
 	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": fields}, "status")
-	return r.interval(b), ignoreNotFound(err)
+	return p.interval(), ignoreNotFound(err)
 }
 
 // defend verifies a bucket whose spec is not to be carried out: it has changed without a
@@ -268,10 +269,14 @@ type bucketPass struct {
 	// start is called before the first change in the cloud.
 	start func() error
 
-	observed bool
-	live     BucketState
-	gaps     []string
-	hardened bool
+	// lockAtOnce is a trait of the store.
+	lockAtOnce bool
+	observed   bool
+	live       BucketState
+	gaps       []string
+	hardened   bool
+	// unhardened is why it is not known whether the bucket is hardened.
+	unhardened error
 	// generated is the generated secret, nil if there is none.
 	generated *corev1.Secret
 }
@@ -301,7 +306,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.generated = generated
+	p.generated, p.lockAtOnce = generated, store.traits().locksAtOnce
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
@@ -335,11 +340,10 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if existed && p.drifted(plan) {
 		p.reportDrift(ctx, was)
 	}
-	if p.kind.hardens(!existed) {
-		if p.gaps, err = store.Harden(ctx); err != nil {
+	if p.kind.hardens(!existed) || p.kind == passVerify && conditionStatus(p.b.Conditions, conditionHardened) == "Unknown" {
+		if err := p.harden(ctx, store); err != nil {
 			return err
 		}
-		p.hardened = true
 	}
 	if account, ok := store.(accountStore); ok && p.kind.rotates() && (p.kind.hardens(!existed) || p.keyDue()) {
 		if err := p.ensureKeys(ctx, account); err != nil {
@@ -351,6 +355,35 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return plan.Refusal
 	}
 	return p.desired.err
+}
+
+// harden hardens the bucket, which never fails it: what could not be done is told, and what the store did not answer to is
+// unknown until the next look at the bucket. An error is the end of the pass.
+func (p *bucketPass) harden(ctx context.Context, store Store) error {
+	gaps, err := store.Harden(ctx)
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
+	if p.hardened = true; err != nil {
+		klog.FromContext(ctx).Error(err, "Could not harden the bucket")
+	}
+	switch p.gaps = gaps; {
+	case err == nil:
+	case isTransient(err), retryAfter(err) > 0:
+		p.unhardened = err
+	default:
+		p.gaps = append(gaps, sentence(err))
+	}
+	p.metrics.setHardened(p.b.Name, hardenedCondition(p.gaps, p.unhardened).Status)
+	return nil
+}
+
+// sentence is what an error says, as a part of a condition's message.
+func sentence(err error) string { return strings.TrimSuffix(shortened(err.Error()), ".") + "." }
+
+// interval is when to look at the bucket again: not before the store wants to be asked.
+func (p *bucketPass) interval() time.Duration {
+	return max(p.bucketReconciler.interval(p.b), retryAfter(p.unhardened))
 }
 
 // errNotDefended says that a pass that only defends found something that only a
@@ -420,13 +453,13 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 
 // nextSteps is what the policy needs now.
 func (p *bucketPass) nextSteps() policyPlan {
-	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy)
+	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy, p.lockAtOnce)
 	if limit, ok := p.provider(&p.b.object).(extensionLimit); ok && p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
 		return policyPlan{Refusal: limit.refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
 	}
-	if p.live.Appends && !p.live.Policy.Locked && !p.live.Policy.None() && p.live.Policy == p.desired.Policy {
-		// Setting it anew switches protected append writes off, which we never allow.
-		plan.Steps = []Step{{Policy: p.desired.Policy}}
+	if live := p.live; !live.Policy.None() && live.Policy == p.desired.Policy && (live.Appends && !live.Policy.Locked || live.Years) {
+		// Setting it anew switches protected append writes off, which we never allow, and writes the period in days.
+		plan.Steps = []Step{{Lock: live.Policy.Locked, Policy: p.desired.Policy}}
 	}
 	return plan
 }
@@ -476,7 +509,7 @@ func (p *bucketPass) readBack(ctx context.Context, store Store) error {
 	before := p.live
 	for i := 0; ; i++ {
 		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends ||
-			i == len(readBackDelays) {
+			p.live.Years != before.Years || i == len(readBackDelays) {
 			return err
 		}
 		select {
@@ -548,7 +581,7 @@ func (p *bucketPass) statusFields() map[string]any {
 	}
 	wanted := []condition{p.immutableCondition()}
 	if p.hardened {
-		wanted = append(wanted, hardenedCondition(p.gaps))
+		wanted = append(wanted, hardenedCondition(p.gaps, p.unhardened))
 	}
 	if conditions, changed := mergeConditions(p.b.Conditions, time.Now(), wanted...); changed {
 		fields["conditions"] = conditions
@@ -575,7 +608,11 @@ func (p *bucketPass) immutableCondition() condition {
 	return c
 }
 
-func hardenedCondition(gaps []string) condition {
+func hardenedCondition(gaps []string, unknown error) condition {
+	if unknown != nil {
+		told := append(slices.Clone(gaps), "It is not known whether the rest is in place, and is tried again: "+sentence(unknown))
+		return condition{Type: conditionHardened, Status: "Unknown", Reason: "NoAnswer", Message: strings.Join(told, " ")}
+	}
 	if len(gaps) == 0 {
 		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access " +
 			"block and TLS-only access are in place."}

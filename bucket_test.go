@@ -237,7 +237,7 @@ func TestBucketPolicyTable(t *testing.T) {
 		lock4d        = "store b LockPolicy locked retention of 96h"
 	)
 	none := Policy{}
-	for _, test := range []struct {
+	type row struct {
 		name                    string
 		desired, live, recorded Policy
 		// changes come before hardening.
@@ -249,7 +249,9 @@ func TestBucketPolicyTable(t *testing.T) {
 		// found: a lock that we did not set is recorded.
 		found     bool
 		condition string
-	}{
+	}
+	var tests []row
+	for _, test := range []row{
 		{name: "nothing wanted, nothing there", condition: "False NoPolicy"},
 		{name: "our unlocked policy is removed", live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy no immutability"}, condition: "False NoPolicy"},
 		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "False Unlocked"},
@@ -272,8 +274,18 @@ func TestBucketPolicyTable(t *testing.T) {
 		{name: "a removed lock is restored and not shortened", desired: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonShorten, keeps: true, condition: "True Locked"},
 		{name: "a removed lock is restored and not disabled", recorded: locked4d, changes: []string{lock4d}, drift: true, refusal: reasonDisable, keeps: true, condition: "True Locked"},
 	} {
+		// A store that locks in one step gets no other on the way to a lock.
+		once := test
+		once.name += ", at once"
+		if once.changes = slices.Clone(test.changes); len(once.changes) == 2 {
+			once.changes = once.changes[1:]
+		}
+		tests = append(tests, test, once)
+	}
+	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHarness(t)
+			h.cloud.atOnce = i%2 == 1
 			h.cloud.put("b", test.live)
 			h.putBucket(true, withPolicy(test.desired), withRecord(test.recorded), withOperation(operationReconcile))
 			wait, err := h.passBucket("b")
@@ -579,13 +591,91 @@ func TestBucketDriftIsRepairedBeforeHardening(t *testing.T) {
 	h.cloud.put("b", Policy{})
 	h.cloud.fail["Harden"] = &storeError{code: codeUnauthorized, err: errors.New("denied")}
 	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operationReconcile))
-	if _, err := h.passBucket("b"); err == nil {
-		t.Error("no error")
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
 	}
-	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeUnauthorized)
+	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
 	if got := h.cloud.buckets["b"].state.Policy; got != locked4d {
 		t.Errorf("the bucket has %v", got)
 	}
+}
+
+// Hardening never fails a bucket. What the store said is a gap; what it did not say is unknown, and asked for again with the
+// next look at the bucket, not before the store wants to be asked.
+func TestBucketHardeningFailsNothing(t *testing.T) {
+	for _, test := range []struct {
+		name           string
+		err            error
+		status, reason string
+		says           string
+		wait           time.Duration
+	}{
+		{"denied", denied, "False", "Gaps", "No TLS. access denied.", testVerifyInterval},
+		{"an error without a code", &storeError{err: errTesting}, "False", "Gaps", "No TLS. out of order.", testVerifyInterval},
+		{"no error of a store", errors.New("odd"), "False", "Gaps", "No TLS. odd.", testVerifyInterval},
+		{"unavailable", unavailable, "Unknown", "NoAnswer", "No TLS. It is not known whether the rest is in place, and is tried again: out of order.", testVerifyInterval},
+		{"throttled", &storeError{code: codeRateLimitsExceeded, err: errTesting, after: 48 * time.Hour}, "Unknown", "NoAnswer", "out of order.", 48 * time.Hour},
+	} {
+		for _, operation := range []string{"", operationReconcile} {
+			t.Run(test.name+" "+operation, func(t *testing.T) {
+				h := newHarness(t)
+				h.cloud.fail["Harden"], h.cloud.gaps = test.err, []string{"No TLS."}
+				if operation == "" {
+					h.putBucket(false, withPolicy(locked4d))
+				} else {
+					h.cloud.put("b", locked4d)
+					h.putBucket(true, withPolicy(locked4d), withRecord(locked4d), withOperation(operation))
+				}
+				if wait, err := h.passBucket("b"); err != nil || wait != test.wait {
+					t.Errorf("wait %s, error %v", wait, err)
+				}
+				if h.record() != locked4d {
+					t.Errorf("recorded %v", h.record())
+				}
+				h.wantStatus(bucketsGVR, "b", map[bool]operationType{true: operationTypeCreate, false: operationTypeReconcile}[operation == ""], stateSucceeded)
+				c := h.conditionOf(conditionHardened)
+				if message, _ := c["message"].(string); c["status"] != test.status || c["reason"] != test.reason || !strings.Contains(message, test.says) {
+					t.Errorf("condition %v", c)
+				}
+				if test.status == "False" {
+					h.wantMetric(0, "bucketwarden_backupbucket_hardened", "b")
+				}
+				// A look at the bucket tries again only what is not known.
+				h.storeChanges()
+				delete(h.cloud.fail, "Harden")
+				h.cloud.gaps = nil
+				var want []string
+				if test.status == "Unknown" {
+					want = []string{"store b Harden"}
+				}
+				for range 2 {
+					if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval {
+						t.Errorf("wait %s, error %v", wait, err)
+					}
+					if got := h.storeChanges(); !slices.Equal(got, want) {
+						t.Errorf("a look at the bucket changed %q, want %q", got, want)
+					}
+					want = nil
+				}
+				if c := h.conditionOf(conditionHardened); test.status == "Unknown" && c["status"] != "True" {
+					t.Errorf("condition %v", c)
+				}
+				if test.status == "Unknown" {
+					h.wantMetric(1, "bucketwarden_backupbucket_hardened", "b")
+				}
+			})
+		}
+	}
+	t.Run("the pass is over", func(t *testing.T) {
+		h := newHarness(t)
+		h.cloud.fail["Harden"] = &storeError{err: context.Canceled}
+		h.putBucket(false)
+		ctx, cancel := context.WithCancel(t.Context())
+		h.cloud.hardening = cancel
+		if _, err := h.pass(ctx, h.buckets.reconcile, "b", false); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 // Somebody may extend a lock in the cloud beyond the spec, which is then a refused one.
@@ -807,7 +897,6 @@ func TestBucketStoreErrors(t *testing.T) {
 		{"Observe", denied, "store b Observe"},
 		{"Observe", unavailable, "store b Observe"},
 		{"Create", foreign, "store b Create immutable"},
-		{"Harden", denied, "store b Harden"},
 		{"SetPolicy", unavailable, "store b SetPolicy unlocked retention of 96h"},
 		{"LockPolicy", &storeError{err: errTesting}, "store b LockPolicy locked retention of 96h"},
 	} {
@@ -917,6 +1006,52 @@ func shortReadBack(t *testing.T) {
 	delays := readBackDelays
 	readBackDelays = make([]time.Duration, len(delays))
 	t.Cleanup(func() { readBackDelays = delays })
+}
+
+// etcd-backup-restore reads only days: a default retention in years is written anew in days if it is as desired, and left
+// where it is not.
+func TestBucketPolicyInYears(t *testing.T) {
+	years := lockedPolicy(730)
+	for _, test := range []struct {
+		name                    string
+		desired, live, recorded Policy
+		operation               string
+		changes                 []string
+		drift                   float64
+		fails                   bool
+	}{
+		{name: "found by a reconcile", desired: years, live: years, operation: operationReconcile, changes: []string{"store b LockPolicy locked retention of 17520h"}},
+		{name: "rewritten behind our back", desired: years, live: years, recorded: years, changes: []string{"store b LockPolicy locked retention of 17520h"}, drift: 1},
+		{name: "unlocked", desired: unlockedPolicy(365), live: unlockedPolicy(365), recorded: unlockedPolicy(365), operation: operationReconcile,
+			changes: []string{"store b SetPolicy unlocked retention of 8760h"}},
+		{name: "extended", desired: lockedPolicy(731), live: years, recorded: years, operation: operationReconcile, changes: []string{"store b LockPolicy locked retention of 17544h"}},
+		{name: "not asked for", live: years, operation: operationReconcile},
+		{name: "shorter is asked for", desired: lockedPolicy(729), live: years, recorded: lockedPolicy(729), operation: operationReconcile, fails: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			shortReadBack(t)
+			h := newHarness(t)
+			h.cloud.atOnce = true
+			b := h.cloud.put("b", test.live)
+			b.state.Years = true
+			edits := []editObject{withPolicy(test.desired), withRecord(test.recorded)}
+			if test.operation != "" {
+				edits = append(edits, withOperation(test.operation))
+			}
+			h.putBucket(true, edits...)
+			if _, err := h.passBucket("b"); (err != nil) != test.fails {
+				t.Errorf("got error %v", err)
+			}
+			changes := slices.DeleteFunc(h.storeChanges(), func(line string) bool { return line == "store b Harden" })
+			if !slices.Equal(changes, test.changes) || b.state.Years != (len(test.changes) == 0) {
+				t.Errorf("changes %q, want %q; in years: %t", changes, test.changes, b.state.Years)
+			}
+			if b.state.Policy.weakerThan(test.live) {
+				t.Errorf("the bucket has %s, it had %s", b.state.Policy, test.live)
+			}
+			h.wantMetric(test.drift, "bucketwarden_backupbucket_policy_drift_total", "b")
+		})
+	}
 }
 
 // S3 may answer with the old policy for a while.

@@ -711,8 +711,11 @@ type memStore struct {
 	generation int
 	// fail makes a method fail, by its name.
 	fail map[string]error
-	// gaps is what Harden answers.
-	gaps []string
+	// gaps is what Harden answers; hardening is called before.
+	gaps      []string
+	hardening func()
+	// atOnce: it locks in one step.
+	atOnce bool
 	// ignoresPolicy: it takes policies and does not keep them.
 	ignoresPolicy bool
 	// offset is how much the store's clock is ahead of ours.
@@ -992,6 +995,9 @@ func (c *memClient) Create(_ context.Context, immutable bool) error {
 
 func (c *memClient) Harden(context.Context) ([]string, error) {
 	c.existing("Harden")
+	if c.hardening != nil {
+		c.hardening()
+	}
 	return c.gaps, c.call("Harden", "")
 }
 
@@ -1029,7 +1035,7 @@ func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
 func (c *memClient) apply(b *memBucket, p Policy) {
 	b.read, b.before, b.lag = false, b.state.Policy, c.lag
 	if !c.ignoresPolicy {
-		b.state.Policy, b.state.Appends = p, false
+		b.state.Policy, b.state.Appends, b.state.Years = p, false, false
 	}
 }
 
@@ -1128,7 +1134,7 @@ func (c *memClient) until(context.Context, version) (time.Time, error) { return 
 func (c *memClient) endpoint() endpointRef { return endpointRef{"mem", c.ref.Name} }
 
 func (c *memClient) traits() traits {
-	return traits{batch: cmp.Or(c.batch, 1000), serial: true, backoff: func(int) time.Duration { return 0 }}
+	return traits{batch: cmp.Or(c.batch, 1000), serial: true, locksAtOnce: c.atOnce, backoff: func(int) time.Duration { return 0 }}
 }
 
 func (c *memClient) Delete(ctx context.Context, leave permit) error {

@@ -43,6 +43,7 @@ type metrics struct {
 	bucketLocks            *prometheus.CounterVec
 	bucketRetained         *prometheus.GaugeVec
 	bucketExtensions       *prometheus.GaugeVec
+	bucketHardened         *prometheus.GaugeVec
 	bucketKeyCreated       *prometheus.GaugeVec
 	bucketKeyRotations     *prometheus.CounterVec
 	bucketsDeleted         prometheus.Counter
@@ -108,6 +109,8 @@ func newMetrics() *metrics {
 		"be deleted, with their BackupEntry or with the bucket.", "bucket")
 	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining",
 		"How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
+	m.bucketHardened = gauge("bucketwarden_backupbucket_hardened", "1 if encryption, public access block and TLS-only access are "+
+		"in place, else 0, as the condition BucketHardened tells; missing while that is not known.", "bucket")
 	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds",
 		"Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not "+
 			"know (Azure).", "bucket")
@@ -212,9 +215,21 @@ func (m *metrics) forgetBucket(bucket string) {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
-		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions,
+		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened,
 		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
 		v.DeletePartialMatch(labels)
+	}
+}
+
+// setHardened shows the status of the condition BucketHardened; empty if there is none.
+func (m *metrics) setHardened(bucket, status string) {
+	switch status {
+	case "True":
+		m.bucketHardened.WithLabelValues(bucket).Set(1)
+	case "False":
+		m.bucketHardened.WithLabelValues(bucket).Set(0)
+	default:
+		m.bucketHardened.DeleteLabelValues(bucket)
 	}
 }
 
@@ -223,6 +238,7 @@ func (m *metrics) forgetBucket(bucket string) {
 func (m *metrics) initBucket(b *backupBucket) {
 	m.bucketInfo.DeletePartialMatch(prometheus.Labels{"bucket": b.Name})
 	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
+	m.setHardened(b.Name, conditionStatus(b.Conditions, conditionHardened))
 	m.bucketDrift.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)
 	m.purgeFailures.WithLabelValues(b.Name)

@@ -24,6 +24,7 @@ func metricsTestFull() *metrics {
 	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketStrangers.WithLabelValues("").Set(1)
 	m.bucketExtensions.WithLabelValues("")
+	m.setHardened("", "True")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
 	m.purgedObjects.WithLabelValues("")
@@ -259,11 +260,12 @@ func TestForgetBucket(t *testing.T) {
 		m.setTombstones(name, 1, 2, 3, time.Unix(4, 0))
 		m.bucketStrangers.WithLabelValues(name).Set(1)
 		m.bucketExtensions.WithLabelValues(name)
+		m.setHardened(name, "False")
 		m.bucketKeyCreated.WithLabelValues(name)
 		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 21 {
+	if len(others) != 22 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

@@ -89,7 +89,10 @@ type policyPlan struct {
 // The record matters because on S3 anyone with s3:PutBucketObjectLockConfiguration
 // can remove a bucket's default retention in COMPLIANCE mode too: a recorded lock
 // is a floor for what is desired even while the cloud shows less.
-func planPolicy(desired, live, recorded Policy) policyPlan {
+//
+// atOnce says that the store sets what it locks in the same step. There is then no unlocked step before the
+// lock: one that comes late, from a daemon that was frozen in between, would put an unlocked policy over the lock.
+func planPolicy(desired, live, recorded Policy, atOnce bool) policyPlan {
 	floor := lockedFloor(live, recorded)
 	// A lock that we never set and nobody asks for is left alone and reported.
 	foreign := desired.None() && !recorded.Locked
@@ -117,7 +120,7 @@ func planPolicy(desired, live, recorded Policy) policyPlan {
 	switch {
 	case !desired.Locked:
 		plan.Steps = []Step{unlocked}
-	case live.Locked, plan.Drift && recorded.Locked, live == unlocked.Policy:
+	case atOnce, live.Locked, plan.Drift && recorded.Locked, live == unlocked.Policy:
 		plan.Steps = []Step{locked}
 	default:
 		plan.Steps = []Step{unlocked, locked}

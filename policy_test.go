@@ -69,7 +69,7 @@ func TestPlanPolicy(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			plan := planPolicy(test.desired, test.live, test.recorded)
+			plan := planPolicy(test.desired, test.live, test.recorded, false)
 			reason := ""
 			if plan.Refusal != nil {
 				reason = plan.Refusal.Reason
@@ -77,6 +77,12 @@ func TestPlanPolicy(t *testing.T) {
 			if !slices.Equal(plan.Steps, test.steps) || plan.Drift != test.drift || reason != test.refusal {
 				t.Errorf("desired %s, live %s, recorded %s: got steps %v, drift %t, refusal %q; want steps %v, drift %t, refusal %q",
 					test.desired, test.live, test.recorded, plan.Steps, plan.Drift, reason, test.steps, test.drift, test.refusal)
+			}
+			// A store that locks in one step: the same without what is only on the way to the lock.
+			once := planPolicy(test.desired, test.live, test.recorded, true)
+			if last := test.steps[max(len(test.steps)-1, 0):]; !slices.Equal(once.Steps, last) || once.Drift != plan.Drift ||
+				(once.Refusal == nil) != (plan.Refusal == nil) {
+				t.Errorf("locked at once: got %+v, want the steps %v", once, last)
 			}
 		})
 	}
@@ -95,7 +101,7 @@ func TestRefusalMessage(t *testing.T) {
 			"keep immutability locked (S3: mode: compliance) with retentionPeriod: 96h or longer"},
 	}
 	for _, test := range tests {
-		refusal := planPolicy(test.desired, Policy{Days: 4, Locked: true}, Policy{Days: 4, Locked: true}).Refusal
+		refusal := planPolicy(test.desired, Policy{Days: 4, Locked: true}, Policy{Days: 4, Locked: true}, false).Refusal
 		if refusal == nil || refusal.Error() != test.want {
 			t.Errorf("asked for %s: got %v, want %s", test.desired, refusal, test.want)
 		}
@@ -104,6 +110,12 @@ func TestRefusalMessage(t *testing.T) {
 
 // TestPlanPolicyProperties looks at every combination of small policies.
 func TestPlanPolicyProperties(t *testing.T) {
+	for _, atOnce := range []bool{false, true} {
+		t.Run(fmt.Sprintf("at once %t", atOnce), func(t *testing.T) { testPlanPolicyProperties(t, atOnce) })
+	}
+}
+
+func testPlanPolicyProperties(t *testing.T, atOnce bool) {
 	all := []Policy{{}}
 	for days := int32(1); days <= 3; days++ {
 		all = append(all, Policy{Days: days}, Policy{Days: days, Locked: true})
@@ -122,7 +134,7 @@ func TestPlanPolicyProperties(t *testing.T) {
 					foreign := desired.None() && !recorded.Locked
 					refused := floor.Locked && !foreign && !covers(desired, floor)
 
-					plan := planPolicy(desired, live, recorded)
+					plan := planPolicy(desired, live, recorded, atOnce)
 					if got := plan.Refusal != nil; got != refused {
 						t.Fatalf("refused: %t, want %t", got, refused)
 					}
@@ -130,6 +142,9 @@ func TestPlanPolicyProperties(t *testing.T) {
 						t.Error("drift without a repair")
 					}
 					for _, step := range plan.Steps {
+						if atOnce && desired.Locked && !step.Lock {
+							t.Errorf("step %v of a bucket that is to be locked can come late, over the lock", step)
+						}
 						if step.Lock != step.Policy.Locked {
 							t.Errorf("step %v locks and does not", step)
 						}
@@ -147,18 +162,18 @@ func TestPlanPolicyProperties(t *testing.T) {
 					// One step at a time, as in a pass: the record is that of its start.
 					at, taken := live, 0
 					for ; ; taken++ {
-						plan := planPolicy(desired, at, recorded)
+						plan := planPolicy(desired, at, recorded, atOnce)
 						if len(plan.Steps) == 0 {
 							break
 						}
-						if taken == 2 {
+						if taken == 2 || atOnce && taken == 1 {
 							t.Fatalf("not converged after %d steps: at %s, next %v", taken, at, plan.Steps)
 						}
 						step := plan.Steps[0]
 						readBack := at == Policy{Days: step.Policy.Days}
 						extends := at.Locked && covers(step.Policy, at)
 						repairs := recorded.Locked && covers(step.Policy, recorded)
-						if step.Lock && !readBack && !extends && !repairs {
+						if step.Lock && !readBack && !extends && !repairs && !atOnce {
 							t.Errorf("locks %s unseen: the bucket has %s", step.Policy, at)
 						}
 						at = step.Policy
@@ -178,7 +193,7 @@ func TestPlanPolicyProperties(t *testing.T) {
 						if at == desired {
 							after = at
 						}
-						if next := planPolicy(desired, at, after); len(next.Steps) > 0 || next.Drift || next.Refusal != nil {
+						if next := planPolicy(desired, at, after, atOnce); len(next.Steps) > 0 || next.Drift || next.Refusal != nil {
 							t.Errorf("the next pass is not idle: %+v", next)
 						}
 					}

@@ -95,6 +95,8 @@ var providerConfigPath = field.NewPath("spec", "providerConfig")
 type configHeader struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
+	// Metadata is in the samples of Gardener's documentation, and means nothing.
+	Metadata any `json:"metadata,omitempty"`
 }
 
 func (h *configHeader) header() configHeader { return *h }

@@ -176,7 +176,8 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 	}
 	account, _ := r.published(b, generated)
 	store, err := r.provider(&b.object).openStore(bucketRef{
-		Name: b.Name, Region: b.Region, Recorded: old.Policy, Cloud: want.Cloud, KeyExpirationDays: want.Rotation.ExpirationDays,
+		Name: b.Name, Region: b.Region, Recorded: old.Policy, Created: old.Origin == originCreated, Cloud: want.Cloud,
+		KeyExpirationDays: want.Rotation.ExpirationDays,
 		// A secret that was lost must not make us look into another account.
 		Account: cmp.Or(account, old.Account),
 	}, secret.Data)

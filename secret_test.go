@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -63,6 +64,59 @@ func TestEtcdBackupSecretStatic(t *testing.T) {
 	}
 	if string(source.Data["region"]) != "elsewhere" {
 		t.Error("the source was changed")
+	}
+}
+
+// What is handed to clusters is what was understood, in the spelling that etcd-backup-restore reads.
+func TestEtcdBackupSecretIsSpelledAsRead(t *testing.T) {
+	for name, test := range map[string]struct{ given, want map[string]string }{
+		"newlines": {map[string]string{"accessKeyID": "AKIA\n", "secretAccessKey": " key\r\n", "s3ForcePathStyle": "true\n", "sseCustomerKey": "x\n"},
+			map[string]string{"accessKeyID": "AKIA", "secretAccessKey": "key", "s3ForcePathStyle": "true", "sseCustomerKey": "x"}},
+		"booleans": {map[string]string{"s3ForcePathStyle": "T", "insecureSkipVerify": "0"},
+			map[string]string{"s3ForcePathStyle": "true", "insecureSkipVerify": "false"}},
+		"empty is absent": {map[string]string{"s3ForcePathStyle": "\n", "insecureSkipVerify": "", "endpoint": " ", "trustedCaCert": "\n", "requestChecksumCalculation": ""}, nil},
+		"checksums": {map[string]string{"requestChecksumCalculation": "WHEN_REQUIRED", "responseChecksumValidation": "When_Supported\n"},
+			map[string]string{"requestChecksumCalculation": "when_required", "responseChecksumValidation": "when_supported"}},
+		"bare endpoint":    {map[string]string{"endpoint": "minio.example.com:9000\n"}, map[string]string{"endpoint": "https://minio.example.com:9000"}},
+		"endpoint, a path": {map[string]string{"endpoint": "http://10.0.0.1:9000/s3"}, map[string]string{"endpoint": "http://10.0.0.1:9000/s3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "garden", Name: "entry"}, Data: staticCredentials()}
+			want := staticCredentials()
+			want["region"], want["bucketName"] = []byte("eu-1"), []byte("b")
+			for key, value := range test.given {
+				source.Data[key] = []byte(value)
+			}
+			for key, value := range test.want {
+				want[key] = []byte(value)
+			}
+			got, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry(testEntry), source, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !sameData(got.Data, want) {
+				t.Errorf("data %q, want %q", got.Data, want)
+			}
+			// It is the client's own understanding, also of what was understood.
+			before, err := parseS3Credentials(source.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			after, err := parseS3Credentials(got.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before.region, after.region = "", ""
+			if !reflect.DeepEqual(before, after) {
+				t.Errorf("the daemon reads %+v, etcd-backup-restore %+v", before, after)
+			}
+		})
+	}
+	source := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "garden", Name: "entry"}, Data: staticCredentials()}
+	source.Data["s3ForcePathStyle"] = []byte(secretMarker)
+	if _, err := etcdBackupSecret(&s3Clients{}, decodeTestEntry(testEntry), source, nil); codeOf(err) != codeConfigurationProblem ||
+		!strings.Contains(err.Error(), "garden/entry") || strings.Contains(err.Error(), secretMarker) {
+		t.Errorf("what cannot be read is handed over: %v", err)
 	}
 }
 

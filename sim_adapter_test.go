@@ -288,7 +288,8 @@ func (c *simClient) until(ctx context.Context, v version) (time.Time, error) {
 func (c *simClient) endpoint() endpointRef { return endpointRef{host: "sim"} }
 
 func (c *simClient) traits() traits {
-	return traits{batch: simPageSize, verify: c.kind == storeS3, serial: true, backoff: func(int) time.Duration { return time.Second }}
+	return traits{batch: simPageSize, verify: c.kind == storeS3, locksAtOnce: c.kind == storeS3, serial: true,
+		backoff: func(int) time.Duration { return time.Second }}
 }
 
 func (c *simClient) Delete(ctx context.Context, leave permit) error {

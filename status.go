@@ -336,6 +336,14 @@ func (c *resourceClient) failure(ctx context.Context, o *object, t operationType
 	return err
 }
 
+// conditionStatus is the status of the condition of a type, empty if there is none.
+func conditionStatus(conditions []condition, of string) string {
+	if i := slices.IndexFunc(conditions, func(c condition) bool { return c.Type == of }); i >= 0 {
+		return conditions[i].Status
+	}
+	return ""
+}
+
 // mergeConditions replaces the conditions of the same type and keeps all others.
 // Times change only with content; changed is false if nothing did.
 func mergeConditions(existing []condition, now time.Time, wanted ...condition) (merged []condition, changed bool) {

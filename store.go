@@ -95,15 +95,17 @@ const (
 	removalUntried
 )
 
-// traits are what the purge has to know of a store.
+// traits are what the purge and the plan of a policy have to know of a store.
 type traits struct {
 	// batch is how many versions remove takes.
 	batch int
 	// verify says that a list that goes on behind deleted versions may skip some.
 	verify bool
 	// serial says that it cannot do two things at a time.
-	serial  bool
-	backoff func(attempt int) time.Duration
+	serial bool
+	// locksAtOnce says that LockPolicy sets the policy too, in one request: it need not be set unlocked before.
+	locksAtOnce bool
+	backoff     func(attempt int) time.Duration
 }
 
 // Objects is what lies in one bucket, reached with the credentials of a BackupEntry or, for
@@ -134,7 +136,8 @@ type Store interface {
 	// SetPolicy sets an unlocked policy, or removes an unlocked one if p is none.
 	SetPolicy(ctx context.Context, p Policy) error
 	// LockPolicy locks a policy, extends a locked one, or restores one that was
-	// weakened. Irreversible: the caller has observed the bucket right before.
+	// weakened; whether it may be the first to set it is in traits. Irreversible: the caller has observed the bucket
+	// right before.
 	LockPolicy(ctx context.Context, p Policy) error
 	// Delete deletes the empty bucket. One that is gone is no error; one that is not
 	// empty is errBucketNotEmpty; one that the store keeps for another reason that only
@@ -191,6 +194,8 @@ type BucketState struct {
 	Extensions *int32
 	// Appends says that the policy lets blobs be appended to, which ours never do.
 	Appends bool
+	// Years says that the policy is written in years (365 days each), where etcd-backup-restore reads days only.
+	Years bool
 }
 
 var (
@@ -209,6 +214,8 @@ type bucketRef struct {
 	// Recorded is the policy that the BackupBucket's provider status records. The
 	// credentials of an entry cannot read the policy of an Azure container.
 	Recorded Policy
+	// Created says that we have made the bucket, so that its settings are ours if they look so.
+	Created bool
 	// Cloud, KeyExpirationDays and Account are Azure's: spec.providerConfig's
 	// cloudConfiguration.name and rotationConfig.expirationPeriodDays (0: not asked for),
 	// and the storage account that the generated secret names (empty: derived from Name).

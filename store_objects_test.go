@@ -107,7 +107,9 @@ func testStorePurgeMany(t *testing.T, backend storeBackend) {
 		b.observe()
 		b.wantRequests(fmt.Sprintf("Purge of %d objects", many), requestsOf{
 			// The list is read again until it is empty.
-			storeS3:    {"ListObjectVersions": 3, "DeleteObjects": 2, "ListMultipartUploads": 1},
+			storeS3: {"ListObjectVersions": 3, "DeleteObjects": 2, "ListMultipartUploads": 1},
+			// Under load it was seen to take one more batch.
+			suiteCeph:  {"ListObjectVersions": 3, "DeleteObjects": some, "ListMultipartUploads": 1},
 			storeAzure: {"Blobs.List": 1, "Blobs.Batch": 5},
 		}, func() { b.purge(objects, "many/", PurgeResult{Deleted: many, DeletedBytes: bytes}) })
 		b.wantObjects("other/1", "other/2")

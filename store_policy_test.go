@@ -13,7 +13,7 @@ func (b *suiteBucket) converge(desired, recorded Policy) (steps []Step, refusal 
 	b.t.Helper()
 	live := b.observe().Policy
 	for range maxConvergeSteps {
-		plan := planPolicy(desired, live, recorded)
+		plan := planPolicy(desired, live, recorded, b.traits().locksAtOnce)
 		if len(plan.Steps) == 0 {
 			return steps, plan.Refusal
 		}
@@ -88,6 +88,9 @@ func testStorePolicy(t *testing.T, backend storeBackend) {
 			b.create()
 			recorded := none
 			for _, c := range test.changes {
+				if b.traits().locksAtOnce && len(c.steps) > 0 {
+					c.steps = c.steps[len(c.steps)-1:]
+				}
 				steps, refusal := []Step(nil), (*Refusal)(nil)
 				requests := b.counted(func() { steps, refusal = b.converge(c.desired, recorded) })
 				if !slices.Equal(steps, c.steps) {

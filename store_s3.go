@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -68,6 +69,8 @@ func checkS3BucketName(name string) error {
 type s3Bucket struct {
 	*s3Client
 	bucketRef
+	// retains says that the bucket had a policy when it was last observed.
+	retains atomic.Bool
 }
 
 var _ Store = &s3Bucket{}
@@ -84,21 +87,22 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 			if err != nil {
 				return BucketState{}, err
 			}
-			return BucketState{Exists: true, Policy: policy}, nil
+			b.retains.Store(!policy.None())
+			return BucketState{Exists: true, Policy: policy, Years: !policy.None() && config.Rule.DefaultRetention.Days == nil}, nil
 		}
 	case s3ErrorCode(err) == "NoSuchBucket":
 		return BucketState{}, nil
-	case s3Status(err) == http.StatusNotFound && s3ErrorCode(err) != "ObjectLockConfigurationNotFoundError":
-		return BucketState{}, b.errorf(codeRetryableConfiguration, err, "S3 GetObjectLockConfiguration for bucket %q failed: "+
-			"the answer with HTTP status 404 is not one of S3: check %s in the credentials secret", b.Name, s3KeyEndpoint)
 	case s3Denied(err):
 		return BucketState{}, b.denied(ctx, err)
-	case !s3Unsupported(err) && s3Status(err) != http.StatusNotFound:
+	case !b.lacksLock(err):
 		return BucketState{}, b.fail(err)
 	}
 	// No object lock; some stores say so of buckets that do not exist as well.
+	lockErr := err
 	head, err := b.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &b.Name})
 	switch {
+	case err != nil && s3Status(err) == http.StatusNotFound && s3OddNotFound(lockErr):
+		return BucketState{}, b.fail(lockErr) // it never said that there is no such bucket
 	case err != nil && s3Status(err) == http.StatusNotFound:
 		return BucketState{}, nil
 	case err != nil && s3Denied(err):
@@ -112,6 +116,21 @@ func (b *s3Bucket) Observe(ctx context.Context) (BucketState, error) {
 			b.Region)
 	}
 	return BucketState{Exists: true}, nil
+}
+
+// lacksLock says that an answer to GetObjectLockConfiguration means no object lock. Of a bucket that has no policy on record,
+// that is also what a store says with an error that nobody has foreseen: what a bucket without a lock does not need must
+// not fail it, and setting a policy tells for sure.
+func (b *s3Bucket) lacksLock(err error) bool {
+	_, known := s3Codes[s3ErrorCode(err)]
+	switch status := s3Status(err); {
+	case err == nil, s3Unsupported(err), s3ErrorCode(err) == "ObjectLockConfigurationNotFoundError":
+		return true
+	case known, s3Codeless(err), !b.Recorded.None():
+		return false
+	default:
+		return status == http.StatusBadRequest || status == http.StatusNotFound
+	}
 }
 
 // denied explains why an existing bucket may not be read: it is ours and a permission

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -154,14 +155,14 @@ func parseS3Credentials(credentials map[string][]byte) (*s3Credentials, error) {
 			}
 		}
 	}
-	switch value(s3KeyRequestChecksum) {
+	switch strings.ToLower(value(s3KeyRequestChecksum)) {
 	case "", "when_supported":
 	case "when_required":
 		c.requestChecksum = aws.RequestChecksumCalculationWhenRequired
 	default:
 		return nil, configErrorf("%s in the credentials secret is neither when_supported nor when_required", s3KeyRequestChecksum)
 	}
-	switch value(s3KeyResponseChecksum) {
+	switch strings.ToLower(value(s3KeyResponseChecksum)) {
 	case "", "when_supported":
 	case "when_required":
 		c.responseChecksum = aws.ResponseChecksumValidationWhenRequired
@@ -282,14 +283,19 @@ type s3Client struct {
 	contentMD5                atomic.Int32
 	// noTLSVersion is set once the store has refused the condition key s3:TlsVersion.
 	noTLSVersion atomic.Bool
+	// plainURL is where an https endpoint would serve plain HTTP.
+	plainURL string
+	// encryptionTried has, by bucket, whether an object could be written with its default encryption, blockTried the gap if
+	// none could with its public access block, and tlsTried an s3TLS.
+	encryptionTried, blockTried, tlsTried sync.Map
 }
 
 func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 	client := &s3Client{
 		transport:   newTransport(&tls.Config{RootCAs: config.roots, InsecureSkipVerify: config.insecure}),
-		backoff:     retry.NewExponentialJitterBackoff(c.maxBackoff),
+		backoff:     s3Backoff(retry.NewExponentialJitterBackoff(c.maxBackoff)),
 		region:      region,
-		aws:         config.endpoint == nil || isAWSHost(config.endpoint.Hostname()),
+		aws:         config.endpoint == nil || isAWSHost(config.endpoint.Hostname(), region),
 		partition:   "aws",
 		accountLock: make(chan struct{}, 1),
 	}
@@ -309,9 +315,11 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		o.Backoff = client.backoff
 		// The SDK's quota would replace the store's error by its own.
 		o.RateLimiter = ratelimit.None
-		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Retryable)}, o.Retryables...)
+		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s3Patient), retry.IsErrorRetryableFunc(s3Retryable)},
+			o.Retryables...)
 	})
 	observe := func(stack *middleware.Stack) error { return stack.Deserialize.Add(c.observer(), middleware.Before) }
+	check := func(stack *middleware.Stack) error { return stack.Deserialize.Add(s3CheckDocument, middleware.After) }
 
 	stsOptions := sts.Options{
 		Region: region, HTTPClient: httpClient, Retryer: retryer, AppID: s3UserAgent,
@@ -337,7 +345,7 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		Region: region, HTTPClient: httpClient, Retryer: retryer, AppID: s3UserAgent, Credentials: provider,
 		UsePathStyle:               config.pathStyle,
 		RequestChecksumCalculation: config.requestChecksum, ResponseChecksumValidation: config.responseChecksum,
-		APIOptions: []func(*middleware.Stack) error{observe},
+		APIOptions: []func(*middleware.Stack) error{observe, check},
 	}
 	if config.requestChecksum == aws.RequestChecksumCalculationWhenRequired {
 		// Stores that do not know x-amz-checksum-* ask for this one.
@@ -348,7 +356,7 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		s3Options.APIOptions = append(s3Options.APIOptions, client.requireOwner)
 	}
 	if config.endpoint != nil {
-		client.plainHTTP = config.endpoint.Scheme == "http"
+		client.plainHTTP, client.plainURL = config.endpoint.Scheme == "http", s3PlainURL(config.endpoint)
 		s3Options.BaseEndpoint = aws.String(config.endpoint.String())
 	}
 	if client.aws && c.awsEndpoint != "" {
@@ -375,25 +383,6 @@ func (b *s3Bucket) endpoint() endpointRef { return endpointRef{host: b.host, par
 type s3Token string
 
 func (t s3Token) GetIdentityToken() ([]byte, error) { return []byte(t), nil }
-
-// isAWSHost says that an endpoint is one of AWS's own, such as a VPC endpoint.
-func isAWSHost(host string) bool {
-	return slices.ContainsFunc([]string{".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu"}, func(suffix string) bool {
-		return strings.HasSuffix(strings.ToLower(host), suffix)
-	})
-}
-
-// s3Partition returns the partition of a region
-// (docs.aws.amazon.com/IAM/latest/UserGuide/reference-arns.html).
-func s3Partition(region string) string {
-	for _, p := range [][2]string{{"cn-", "aws-cn"}, {"us-gov-", "aws-us-gov"}, {"eusc-", "aws-eusc"}, {"us-iso-", "aws-iso"}, {"us-isob-",
-		"aws-iso-b"}} {
-		if strings.HasPrefix(region, p[0]) {
-			return p[1]
-		}
-	}
-	return "aws"
-}
 
 // requireOwner makes AWS refuse every request on a bucket that belongs to another
 // account: somebody else may have taken the name and let us in by their policy.
@@ -547,10 +536,42 @@ func (c *s3Clients) entrySecret(e *backupEntry, source, existing, wanted *corev1
 			return err
 		}
 	} else {
-		maps.Copy(wanted.Data, source.Data)
+		spelled, err := spellS3Credentials(source.Data)
+		if err != nil {
+			return fmt.Errorf("secret %s/%s: %w", source.Namespace, source.Name, err)
+		}
+		maps.Copy(wanted.Data, spelled)
 	}
 	wanted.Data[dataKeyRegion] = []byte(e.Region)
 	return nil
+}
+
+// spellS3Credentials is the data of a credentials secret as it was understood, for etcd-backup-restore, which takes
+// values as they are: without spaces around them, and without the empty ones that count as absent here.
+func spellS3Credentials(credentials map[string][]byte) (map[string][]byte, error) {
+	c, err := parseS3Credentials(credentials)
+	if err != nil {
+		return nil, err
+	}
+	spelled := make(map[string][]byte, len(credentials))
+	for key := range credentials {
+		if value := s3Value(credentials, key); value != "" || !slices.Contains(s3Keys, key) {
+			spelled[key] = []byte(value)
+		}
+	}
+	respell := func(key, value string) {
+		if _, ok := spelled[key]; ok {
+			spelled[key] = []byte(value)
+		}
+	}
+	respell(s3KeyPathStyle, strconv.FormatBool(c.pathStyle))
+	respell(s3KeyInsecure, strconv.FormatBool(c.insecure))
+	respell(s3KeyRequestChecksum, strings.ToLower(s3Value(credentials, s3KeyRequestChecksum)))
+	respell(s3KeyResponseChecksum, strings.ToLower(s3Value(credentials, s3KeyResponseChecksum)))
+	if c.endpoint != nil {
+		respell(s3KeyEndpoint, c.endpoint.String())
+	}
+	return spelled, nil
 }
 
 // addWorkloadIdentity makes wanted the secret of a workload identity. The token is what gardenlet has written there.

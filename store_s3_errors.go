@@ -50,10 +50,15 @@ var s3Codes = map[string]errorCode{
 	"ExpiredToken":           codeUnauthenticated,
 	"ExpiredTokenException":  codeUnauthenticated,
 	"IDPRejectedClaim":       codeUnauthenticated,
+	"InvalidAccessKey":       codeUnauthenticated,
+	"InvalidAccessKeyID":     codeUnauthenticated,
 	"InvalidAccessKeyId":     codeUnauthenticated,
 	"InvalidIdentityToken":   codeUnauthenticated,
 	"InvalidSecretAccessKey": codeUnauthenticated,
 	"InvalidToken":           codeUnauthenticated,
+	"InvalidUser":            codeUnauthenticated,
+	"NoSuchAccessKey":        codeUnauthenticated,
+	"NoSuchUser":             codeUnauthenticated,
 	"TokenRefreshRequired":   codeUnauthenticated,
 
 	"AccessDenied":          codeUnauthorized,
@@ -63,6 +68,7 @@ var s3Codes = map[string]errorCode{
 	"SignatureDoesNotMatch": codeUnauthorized,
 	"Unauthorized":          codeUnauthorized,
 	"UnauthorizedOperation": codeUnauthorized,
+	"UserSuspended":         codeUnauthorized,
 
 	"LimitExceeded":          codeQuotaExceeded,
 	"LimitExceededException": codeQuotaExceeded,
@@ -130,10 +136,33 @@ func s3Status(err error) int {
 	return 0
 }
 
+// s3Codeless says that an error came without a code of S3's, so that it may be somebody else's answer.
+func s3Codeless(err error) bool {
+	switch s3ErrorCode(err) {
+	case "", "UnknownError", "NotFound":
+		return true
+	}
+	return false
+}
+
+// s3OddNotFound says that something was not found and that the store did not say what. Some answer so to an access key that
+// they do not know.
+func s3OddNotFound(err error) bool {
+	switch s3ErrorCode(err) {
+	case "NoSuchBucket", "NoSuchKey", "NoSuchVersion", "NoSuchUpload", "ObjectLockConfigurationNotFoundError":
+		return false
+	}
+	_, known := s3Codes[s3ErrorCode(err)]
+	return s3Status(err) == http.StatusNotFound && !known && !s3Unsupported(err)
+}
+
 // s3Unsupported says that the store does not have a feature.
 func s3Unsupported(err error) bool {
 	switch s3ErrorCode(err) {
 	case "NotImplemented", "MethodNotAllowed", "UnsupportedOperation":
+		return true
+	}
+	if errors.Is(err, errS3OtherAnswer) {
 		return true
 	}
 	status := s3Status(err)
@@ -192,7 +221,7 @@ func s3Cause(err error) (errorCode, string) {
 		code = codeConfigurationProblem
 	case status >= 500 || status == http.StatusTemporaryRedirect:
 		code = codeRetryableDependencies
-	case apiCode == "":
+	case apiCode == "" && status != http.StatusNotFound: // see answer
 		return codeRetryableConfiguration, fmt.Sprintf("the answer with HTTP status %d is not one of S3", status)
 	}
 	return code, ""
@@ -234,6 +263,7 @@ func (b *s3Bucket) fail(err error) error {
 		service, operation = op.ServiceID, op.OperationName
 	}
 	code, text := s3Cause(err)
+	after := s3RetryAfter(err)
 	switch {
 	case text != "":
 	case s3ErrorCode(err) == "" && s3Status(err) == 0: // the SDK itself
@@ -244,7 +274,8 @@ func (b *s3Bucket) fail(err error) error {
 			err = errNotOurBucket
 		}
 	}
-	return b.errorf(code, err, "%s %s for bucket %q failed: %s", service, operation, b.Name, text)
+	text = fmt.Sprintf("%s %s for bucket %q failed: %s", service, operation, b.Name, text)
+	return &storeError{code: code, err: &s3Failure{text: text, cause: err}, after: after}
 }
 
 // answer describes an error that the store answered.
@@ -261,6 +292,9 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 	switch apiCode {
 	case "SignatureDoesNotMatch":
 		return code, fmt.Sprintf("the store does not accept the signature (%s): check %s in the credentials secret", name, s3KeySecretAccessKey)
+	case "XAmzContentSHA256Mismatch": // Ceph RGW 16, over HTTPS
+		return codeConfigurationProblem, fmt.Sprintf("the store does not accept the checksum of an object (%s): set %s: when_required in the "+
+			"credentials secret", name, s3KeyRequestChecksum)
 	case "InvalidClientTokenId":
 		return code, fmt.Sprintf("the credentials are not valid (%s): check the credentials secret", name)
 	case "BucketAlreadyExists":
@@ -268,6 +302,14 @@ func (b *s3Bucket) answer(err error, service, operation string, code errorCode) 
 	case "AuthorizationHeaderMalformed", "PermanentRedirect", "MovedPermanently", "IllegalLocationConstraintException",
 		"InvalidLocationConstraint":
 		return codeConfigurationProblem, fmt.Sprintf("the store refuses region %q for the bucket (%s)%s", b.Region, name, said)
+	}
+	if s3OddNotFound(err) && (s3Codeless(err) || operation == "GetObjectLockConfiguration" || operation == "CreateBucket") {
+		what := "the store answers " + name + said
+		if s3Codeless(err) {
+			what = "the answer with HTTP status 404 is not one of S3"
+		}
+		return codeRetryableConfiguration, fmt.Sprintf("%s: check %s in the credentials secret, and %s, since some stores answer so to "+
+			"an access key that they do not know", what, s3KeyEndpoint, s3KeyAccessKeyID)
 	}
 	switch {
 	case code == codeUnauthenticated:

@@ -1,20 +1,21 @@
-// What makes a bucket on S3 safer beside its policy: encryption, no public access, TLS.
+// What makes a bucket on S3 safer beside its policy: encryption, no public access, TLS (store_s3_public.go, store_s3_tls.go).
 //
 // Rules:
 //   - What others configured is left as it is.
-//   - What cannot be done is a gap, one sentence, always the same for the same bucket.
+//   - What cannot be done is a gap, one sentence, always the same for the same bucket; so is every answer that nobody foresaw.
+//   - A change counts once the store shows it, an encryption default or a public access block once an object could be
+//     written with it.
 
 package main
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"crypto/md5"
+	"encoding/base64"
 	"errors"
-	"fmt"
-	"reflect"
-	"slices"
-	"strings"
+	"net/http"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -26,12 +27,12 @@ func (b *s3Bucket) Harden(ctx context.Context) ([]string, error) {
 	var gaps []string
 	for _, ensure := range []func(context.Context) (string, error){b.ensureEncryption, b.ensurePrivate, b.ensureTLS} {
 		gap, err := ensure(ctx)
-		switch {
-		case s3Denied(err):
-			// A missing permission for hardening must not keep the bucket from being locked.
-			gap = b.fail(err).Error() + "."
-		case err != nil:
-			return gaps, b.fail(err)
+		if err != nil {
+			failed := b.fail(err)
+			if !s3AboutFeature(err, failed) {
+				return gaps, failed
+			}
+			gap = failed.Error() + "."
 		}
 		if gap != "" {
 			gaps = append(gaps, gap)
@@ -40,18 +41,69 @@ func (b *s3Bucket) Harden(ctx context.Context) ([]string, error) {
 	return gaps, nil
 }
 
+// s3AboutFeature says that an answer is about what was asked for, and not about the store, the credentials or the network.
+func s3AboutFeature(err, failed error) bool {
+	if _, text := networkCause(err); text != "" || s3Status(err) == 0 || errors.Is(failed, errNotOurBucket) {
+		return false
+	}
+	switch s3ErrorCode(err) {
+	case "SignatureDoesNotMatch", "InvalidClientTokenId", "SlowDown", "ServiceUnavailable":
+		return false
+	}
+	switch s3Status(err) {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return false
+	}
+	code := codeOf(failed)
+	return code != codeUnauthenticated && code != codeRateLimitsExceeded && retryAfter(failed) == 0
+}
+
+// s3NotSet says that a setting of a bucket is not there; stores have several codes for that.
+func s3NotSet(err error) bool {
+	return s3Status(err) == http.StatusNotFound && !s3Codeless(err) && s3ErrorCode(err) != "NoSuchBucket" && s3Codes[s3ErrorCode(err)] == ""
+}
+
+// s3CheckPrefix is where objects lie that try something out. They go with the bucket.
+const s3CheckPrefix = tombstonesRoot + "checks/"
+
+const (
+	// s3EncryptionCheck is an object that could be written after we had set the default encryption.
+	s3EncryptionCheck = s3CheckPrefix + "encryption"
+	// s3BlockCheck is one that could be written after we had set the public access block.
+	s3BlockCheck = s3CheckPrefix + "public-access"
+	// s3CheckRetention is how long it is retained at least in a bucket with a policy, which would retain it for longer.
+	s3CheckRetention = s3ClockSkew + 5*time.Minute
+)
+
+// Gaps of the default encryption.
+const (
+	gapNoEncryption   = "The store cannot encrypt objects by default."
+	gapEncryptionLost = "The store takes a default encryption and does not keep it."
+	gapNoKey          = "The store takes a default encryption, but writes no object with it, so that it was removed again; the store " +
+		"may have no key."
+	gapKeyless = "The bucket has a default encryption with which the store writes no object; it was there before, so it is left as it is: " +
+		"remove it, or give the store a key."
+	gapNotUndone = "The bucket has a default encryption with which the store writes no object, and it could not be removed: remove it, " +
+		"or give the store a key."
+)
+
+// ensureEncryption sets a default encryption where there is none. AWS always has a key; another store may take the setting
+// and then refuse every object.
 func (b *s3Bucket) ensureEncryption(ctx context.Context) (gap string, err error) {
-	const unsupported = "The store cannot encrypt objects by default."
-	encryption, err := b.GetBucketEncryption(ctx, &s3.GetBucketEncryptionInput{Bucket: &b.Name})
+	rules, err := b.encryptionRules(ctx)
 	switch {
-	case err == nil:
-		if c := encryption.ServerSideEncryptionConfiguration; c != nil && len(c.Rules) > 0 {
-			return "", nil
-		}
 	case s3Unsupported(err):
-		return unsupported, nil
-	case s3ErrorCode(err) != "ServerSideEncryptionConfigurationNotFoundError":
+		return gapNoEncryption, nil
+	case err != nil:
 		return "", err
+	case len(rules) > 0 && !b.aws && s3OurEncryption(rules):
+		return b.checkEncryption(ctx)
+	case len(rules) > 0:
+		return "", nil
+	}
+	// Each attempt is a moment in which no backup could be written.
+	if worked, tried := b.encryptionTried.Load(b.Name); tried && worked == false {
+		return gapNoKey, nil
 	}
 	_, err = b.PutBucketEncryption(ctx, &s3.PutBucketEncryptionInput{
 		Bucket: &b.Name,
@@ -59,236 +111,99 @@ func (b *s3Bucket) ensureEncryption(ctx context.Context) (gap string, err error)
 			ApplyServerSideEncryptionByDefault: &types.ServerSideEncryptionByDefault{SSEAlgorithm: types.ServerSideEncryptionAes256},
 		}}},
 	})
-	if s3Unsupported(err) {
-		return unsupported, nil
+	switch {
+	case s3Unsupported(err):
+		return gapNoEncryption, nil
+	case err != nil || b.aws:
+		return "", err
 	}
-	return "", err
+	if rules, err = b.encryptionRules(ctx); err != nil || len(rules) == 0 {
+		if err == nil || s3Unsupported(err) {
+			return gapEncryptionLost, nil
+		}
+		return "", err
+	}
+	return b.tryEncryption(ctx, gapNoKey)
 }
 
-func (b *s3Bucket) ensurePrivate(ctx context.Context) (gap string, err error) {
-	const unsupported = "The store cannot block public access."
-	block, err := b.GetPublicAccessBlock(ctx, &s3.GetPublicAccessBlockInput{Bucket: &b.Name})
+// encryptionRules reads the default encryption; none if there is none.
+func (b *s3Bucket) encryptionRules(ctx context.Context) ([]types.ServerSideEncryptionRule, error) {
+	encryption, err := b.GetBucketEncryption(ctx, &s3.GetBucketEncryptionInput{Bucket: &b.Name})
 	switch {
-	case err == nil:
-		c := block.PublicAccessBlockConfiguration
-		if c == nil || *c == (types.PublicAccessBlockConfiguration{}) {
-			return unsupported, nil // it answered another question
-		}
-		var off []string
-		for _, setting := range []struct {
-			name string
-			on   *bool
-		}{
-			{"BlockPublicAcls", c.BlockPublicAcls}, {"IgnorePublicAcls", c.IgnorePublicAcls},
-			{"BlockPublicPolicy", c.BlockPublicPolicy}, {"RestrictPublicBuckets", c.RestrictPublicBuckets},
-		} {
-			if !aws.ToBool(setting.on) {
-				off = append(off, setting.name)
-			}
-		}
-		if len(off) > 0 {
-			return fmt.Sprintf("Somebody configured the public access block with %s off; it is left as it is.", strings.Join(off, ", ")), nil
-		}
+	case s3NotSet(err):
+		return nil, nil
+	case err != nil || encryption.ServerSideEncryptionConfiguration == nil:
+		return nil, err
+	}
+	return encryption.ServerSideEncryptionConfiguration.Rules, nil
+}
+
+// s3OurEncryption says that a default encryption is just what we set, here or in an earlier version.
+func s3OurEncryption(rules []types.ServerSideEncryptionRule) bool {
+	def := rules[0].ApplyServerSideEncryptionByDefault
+	return len(rules) == 1 && def != nil && def.SSEAlgorithm == types.ServerSideEncryptionAes256 && aws.ToString(def.KMSMasterKeyID) == ""
+}
+
+// checkEncryption looks, once in the life of a client, whether an object could be written with a default encryption that may
+// be ours. If that was never tried, it is tried now. It is removed again only from a bucket that we made.
+func (b *s3Bucket) checkEncryption(ctx context.Context) (gap string, err error) {
+	if worked, tried := b.encryptionTried.Load(b.Name); tried && worked == true {
 		return "", nil
-	case s3Unsupported(err):
-		return unsupported, nil
-	case s3ErrorCode(err) != "NoSuchPublicAccessBlockConfiguration":
-		return "", err
 	}
-	on := aws.Bool(true)
-	_, err = b.PutPublicAccessBlock(ctx, &s3.PutPublicAccessBlockInput{
-		Bucket: &b.Name,
-		PublicAccessBlockConfiguration: &types.PublicAccessBlockConfiguration{
-			BlockPublicAcls: on, IgnorePublicAcls: on, BlockPublicPolicy: on, RestrictPublicBuckets: on,
-		},
-	})
-	if s3Unsupported(err) {
-		return unsupported, nil
-	}
-	return "", err
-}
-
-// Sids of our statements in bucket policies.
-const (
-	s3SidTLS        = "BucketwardenDenyPlainHTTP"
-	s3SidTLSVersion = "BucketwardenDenyOldTLS"
-)
-
-// ensureTLS denies plain HTTP and TLS below 1.2, in two statements: the conditions of
-// one statement must all hold, which would deny neither alone.
-func (b *s3Bucket) ensureTLS(ctx context.Context) (gap string, err error) {
-	const (
-		noPolicies = "The store has no bucket policies, so that plain HTTP is not denied."
-		noVersion  = "The store does not know the policy condition s3:TlsVersion, so that TLS below 1.2 is not denied by it."
-		unreadable = "The bucket policy is not a JSON object with statements, so that plain HTTP is not denied; it is left as it is."
-		refused    = "The store refuses our statements in the bucket policy as malformed, so that plain HTTP is not denied."
-	)
-	if b.plainHTTP {
-		return "The endpoint is plain http, so that TLS is not required.", nil
-	}
-	var document string
-	current, err := b.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: &b.Name})
+	_, err = b.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.Name, Key: aws.String(s3EncryptionCheck)})
 	switch {
 	case err == nil:
-		document = aws.ToString(current.Policy)
-	case s3Unsupported(err):
-		return noPolicies, nil
-	case s3ErrorCode(err) != "NoSuchBucketPolicy":
+		b.encryptionTried.Store(b.Name, true)
+		return "", nil
+	case s3Status(err) != http.StatusNotFound && s3Status(err) != http.StatusForbidden:
 		return "", err
 	}
-	put := func(statements []s3Statement) error {
-		merged, changed, err := mergeS3Policy(document, statements)
-		if err != nil || !changed {
+	return b.tryEncryption(ctx, gapKeyless)
+}
+
+// tryEncryption writes an object with the default encryption. If the store cannot, what we have set is undone; gap is what
+// is told then.
+func (b *s3Bucket) tryEncryption(ctx context.Context, gap string) (string, error) {
+	err := b.putCheck(ctx, s3EncryptionCheck)
+	if err == nil {
+		b.encryptionTried.Store(b.Name, true)
+		return "", nil
+	}
+	if gap == gapKeyless && !b.Created {
+		if s3Status(err) != http.StatusInternalServerError {
+			return "", err // it need not be the encryption
+		}
+		return gap, nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), s3RequestTimeout)
+	defer cancel()
+	_, undoErr := b.DeleteBucketEncryption(undo, &s3.DeleteBucketEncryptionInput{Bucket: &b.Name})
+	switch failed := b.fail(err); {
+	case !s3AboutFeature(err, failed):
+		return "", failed // it is tried again later
+	case undoErr != nil:
+		return gapNotUndone, nil
+	}
+	b.encryptionTried.Store(b.Name, false)
+	return gapNoKey, nil
+}
+
+// putCheck writes an object that tries something out. In a bucket with a policy it has a short retention of its own, so that
+// it does not keep the bucket from being deleted for as long as a backup would, unless the store or a permission is against
+// that.
+func (b *s3Bucket) putCheck(ctx context.Context, key string) error {
+	const text = "bucketwarden: objects can be written with the settings of this bucket\n"
+	sum := md5.Sum([]byte(text))
+	in := &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader([]byte(text)),
+		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))}
+	if b.retains.Load() {
+		short := *in
+		short.ObjectLockMode, short.ObjectLockRetainUntilDate = types.ObjectLockModeGovernance, aws.Time(time.Now().Add(s3CheckRetention))
+		if _, err := b.PutObject(ctx, &short); err == nil || s3Status(err) < 400 || s3Status(err) >= 500 {
 			return err
 		}
-		_, err = b.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: &b.Name, Policy: &merged})
-		return err
+		in.Body = bytes.NewReader([]byte(text))
 	}
-	statements := b.tlsStatements()
-	if b.noTLSVersion.Load() {
-		statements, gap = statements[:1], noVersion
-	}
-	err = put(statements)
-	if s3ErrorCode(err) == "MalformedPolicy" && gap == "" {
-		if err = put(statements[:1]); err == nil {
-			b.noTLSVersion.Store(true)
-			gap = noVersion
-		}
-	}
-	switch {
-	case errors.Is(err, errS3Policy):
-		return unreadable, nil
-	case s3Unsupported(err):
-		return noPolicies, nil
-	case s3ErrorCode(err) == "MalformedPolicy":
-		return refused, nil
-	}
-	return gap, err
-}
-
-// s3Statement is a statement of ours in a bucket policy.
-type s3Statement struct {
-	Sid       string
-	Effect    string
-	Principal string
-	Action    string
-	Resource  []string
-	Condition map[string]map[string]string
-}
-
-func (b *s3Bucket) tlsStatements() []s3Statement {
-	arn := "arn:" + b.partition + ":s3:::" + b.Name
-	deny := func(sid, operator, key, value string) s3Statement {
-		return s3Statement{
-			Sid: sid, Effect: "Deny", Principal: "*", Action: "s3:*", Resource: []string{arn, arn + "/*"},
-			Condition: map[string]map[string]string{operator: {key: value}},
-		}
-	}
-	return []s3Statement{
-		deny(s3SidTLS, "Bool", "aws:SecureTransport", "false"),
-		deny(s3SidTLSVersion, "NumericLessThan", "s3:TlsVersion", "1.2"),
-	}
-}
-
-var errS3Policy = errors.New("not a policy document")
-
-// mergeS3Policy puts our statements into a policy document (empty if there is none)
-// and says whether that changes anything. All else is kept byte for byte.
-func mergeS3Policy(document string, ours []s3Statement) (merged string, changed bool, err error) {
-	fields := map[string]json.RawMessage{"Version": json.RawMessage(`"2012-10-17"`)}
-	var statements []json.RawMessage
-	if strings.TrimSpace(document) != "" {
-		fields = nil
-		if err := json.Unmarshal([]byte(document), &fields); err != nil || fields == nil {
-			return "", false, errS3Policy
-		}
-		if raw := bytes.TrimSpace(fields["Statement"]); bytes.HasPrefix(raw, []byte("{")) {
-			statements = []json.RawMessage{raw}
-		} else if len(raw) > 0 {
-			if err := json.Unmarshal(raw, &statements); err != nil {
-				return "", false, errS3Policy
-			}
-		}
-	}
-	sids := make([]string, len(statements))
-	for i, raw := range statements {
-		var statement struct{ Sid string }
-		if err := json.Unmarshal(raw, &statement); err != nil {
-			return "", false, errS3Policy
-		}
-		sids[i] = statement.Sid
-	}
-	for _, statement := range ours {
-		raw, err := json.Marshal(statement)
-		if err != nil {
-			return "", false, fmt.Errorf("encoding a policy statement: %w", err)
-		}
-		switch i := slices.Index(sids, statement.Sid); {
-		case i < 0:
-			statements, sids, changed = append(statements, raw), append(sids, statement.Sid), true
-		case !sameS3Statement(statements[i], raw):
-			statements[i], changed = raw, true
-		}
-	}
-	// Not json.Marshal, which compacts and escapes what others wrote.
-	fields["Statement"] = slices.Concat([]byte("["), bytes.Join(rawBytes(statements), []byte(",")), []byte("]"))
-	var members [][]byte
-	for _, name := range []string{"Version", "Id", "Statement"} {
-		if raw, ok := fields[name]; ok {
-			members = append(members, slices.Concat([]byte(`"`+name+`":`), raw))
-			delete(fields, name)
-		}
-	}
-	if len(fields) > 0 { // nothing that a policy document has
-		return "", false, errS3Policy
-	}
-	return "{" + string(bytes.Join(members, []byte(","))) + "}", changed, nil
-}
-
-func rawBytes(raw []json.RawMessage) [][]byte {
-	out := make([][]byte, len(raw))
-	for i := range raw {
-		out[i] = raw[i]
-	}
-	return out
-}
-
-// sameS3Statement compares the meaning of two statements: stores turn single values
-// into lists, sort them and write the principal in another way.
-func sameS3Statement(a, b []byte) bool {
-	x, okX := normalS3Statement(a)
-	y, okY := normalS3Statement(b)
-	return okX && okY && reflect.DeepEqual(x, y)
-}
-
-func normalS3Statement(raw []byte) (map[string]any, bool) {
-	var statement map[string]any
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	if decoder.Decode(&statement) != nil {
-		return nil, false
-	}
-	if statement["Principal"] == "*" {
-		statement["Principal"] = map[string]any{"AWS": "*"}
-	}
-	normal, _ := normalS3Value(statement).(map[string]any)
-	return normal, true
-}
-
-func normalS3Value(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		for key := range v {
-			v[key] = normalS3Value(v[key])
-		}
-		return v
-	case []any:
-		list := make([]string, len(v))
-		for i := range v {
-			list[i] = fmt.Sprint(v[i])
-		}
-		slices.Sort(list)
-		return list
-	}
-	return []string{fmt.Sprint(v)}
+	_, err := b.PutObject(ctx, in)
+	return err
 }

@@ -33,7 +33,7 @@ import (
 
 // traits implements versions.
 func (b *s3Bucket) traits() traits {
-	return traits{batch: s3PageSize, verify: true, backoff: func(attempt int) time.Duration {
+	return traits{batch: s3PageSize, verify: true, locksAtOnce: true, backoff: func(attempt int) time.Duration {
 		delay, _ := b.backoff.BackoffDelay(attempt, nil) // it has no error
 		return delay
 	}}

@@ -395,14 +395,14 @@ func TestS3PurgeWithoutVersionsAndBatches(t *testing.T) {
 			f := newFakeS3(t, false)
 			f.objects = []fakeS3Object{{key: "a/1", id: "1", modified: time.Now()}}
 			f.refuse("DeleteObjects", -1, 501, "", "")
-			f.refuse("DeleteBucket", -1, status, "", "") // which is how the fake calls it
+			f.refuse("DeleteObject", -1, status, "", "")
 			result, err := testPurge(t.Context(), f.custom("eu-west-1"), "a/", nil)
 			if wantS3Error(t, err, code); (result.Retained == 1) != (status == 403) {
 				t.Errorf("%d: %+v", status, result)
 			}
 			deletes := 0
 			for _, call := range f.takeCalls() {
-				if call == "DeleteBucket" {
+				if call == "DeleteObject" {
 					deletes++
 				}
 			}

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
 const (
@@ -52,12 +54,16 @@ type fakeS3 struct {
 	initiated                     time.Time // of each upload
 	ignorePrefix, ignoreKeyErrors bool
 	requestID                     int
+	// What happens to settings, see store_s3_harden_test.go.
+	fakeS3Ways
+	// puts are the objects that were put, by key, with their headers.
+	puts map[string]http.Header
 }
 
 func newFakeS3(t *testing.T, tls bool) *fakeS3 {
 	f := &fakeS3{
 		t: t, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
-		headers: map[string]http.Header{}, bodies: map[string]string{}, keyErrors: map[string]string{},
+		headers: map[string]http.Header{}, bodies: map[string]string{}, keyErrors: map[string]string{}, puts: map[string]http.Header{},
 		lock: "ObjectLockConfigurationNotFoundError", encryption: "ServerSideEncryptionConfigurationNotFoundError",
 		block: "NoSuchPublicAccessBlockConfiguration",
 	}
@@ -96,10 +102,14 @@ func fakeS3Operation(r *http.Request, body string) string {
 		return "ListObjectVersions"
 	case r.URL.Query().Has("delete"):
 		return "DeleteObjects"
+	case r.URL.Query().Has("uploads") && key != "":
+		return "CreateMultipartUpload"
 	case r.URL.Query().Has("uploads"):
 		return "ListMultipartUploads"
 	case r.URL.Query().Has("uploadId") && key != "":
 		return "AbortMultipartUpload"
+	case key != "":
+		return verb + "Object"
 	case r.Method == http.MethodPut:
 		return "CreateBucket"
 	}
@@ -146,6 +156,17 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		document(f.block)
 	case "PutPublicAccessBlock":
 		f.block = body
+	case "DeletePublicAccessBlock":
+		f.block = "NoSuchPublicAccessBlockConfiguration"
+		w.WriteHeader(http.StatusNoContent)
+	case "DeleteBucketEncryption":
+		f.encryption = "ServerSideEncryptionConfigurationNotFoundError"
+		w.WriteHeader(http.StatusNoContent)
+	case "DeleteBucketPolicy":
+		f.policy = ""
+		w.WriteHeader(http.StatusNoContent)
+	case "CreateMultipartUpload", "HeadObject", "PutObject":
+		f.object(w, r)
 	case "GetBucketPolicy":
 		if f.policy == "" {
 			answerS3Error(w, http.StatusNotFound, "NoSuchBucketPolicy", "no policy")
@@ -392,10 +413,13 @@ func TestS3Observe(t *testing.T) {
 		parts   []string
 		calls   []string
 		notOurs bool
+		// recorded is the policy on record; fails: with an error that has no code.
+		recorded Policy
+		fails    bool
 	}{
 		"locked days":  {lock: lockDocument(lockRule("COMPLIANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}}, calls: lockOnly},
 		"unlocked":     {lock: lockDocument(lockRule("GOVERNANCE", "<Days>4</Days>")), want: BucketState{Exists: true, Policy: Policy{Days: 4}}, calls: lockOnly},
-		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Policy: Policy{Days: 730, Locked: true}}, calls: lockOnly},
+		"years":        {lock: lockDocument(lockRule("COMPLIANCE", "<Years>2</Years>")), want: BucketState{Exists: true, Policy: Policy{Days: 730, Locked: true}, Years: true}, calls: lockOnly},
 		"no rule":      {lock: lockDocument(""), want: BucketState{Exists: true}, calls: lockOnly},
 		"empty rule":   {lock: lockDocument("<Rule></Rule>"), want: BucketState{Exists: true}, calls: lockOnly},
 		"unknown mode": {lock: lockDocument(lockRule("ETERNAL", "<Days>4</Days>")), code: codeConfigurationProblem, parts: []string{"ETERNAL"}, calls: lockOnly},
@@ -415,7 +439,38 @@ func TestS3Observe(t *testing.T) {
 		"not listed by another store": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied") },
 			code: codeUnauthorized, parts: []string{"somebody else"}, calls: listed},
 		"404 of a proxy": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 404, "", "") },
-			code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint}, calls: lockOnly},
+			code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint, s3KeyAccessKeyID}, calls: lockOnly},
+		"404 in HTML": {prepare: func(f *fakeS3) {
+			f.on["GetObjectLockConfiguration"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, "<!DOCTYPE html><html><head><title>404</title></head><body><p>Not here<br></body></html>")
+				return true
+			}
+		}, code: codeRetryableConfiguration, parts: []string{"404", s3KeyEndpoint, s3KeyAccessKeyID}, calls: lockOnly},
+		"unknown access key, answered with 404": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "InvalidAccessKeyId", "no key "+testKeyID)
+		}, code: codeUnauthenticated, parts: []string{"InvalidAccessKeyId", "credentials"}, calls: lockOnly},
+		"unknown access key, answered by Ceph": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 403, "InvalidAccessKeyId", "")
+		}, code: codeUnauthenticated, parts: []string{"InvalidAccessKeyId", "credentials"}, calls: lockOnly},
+		"unknown access key, the user is not found": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "NoSuchUser", "")
+		}, code: codeUnauthenticated, parts: []string{"NoSuchUser", "credentials"}, calls: lockOnly},
+		"unknown access key, nothing is found": {prepare: func(f *fakeS3) {
+			f.refuse("GetObjectLockConfiguration", -1, 404, "AccountNotFound", "")
+			f.refuse("HeadBucket", -1, 404, "", "")
+		}, code: codeRetryableConfiguration, parts: []string{"AccountNotFound", s3KeyEndpoint, s3KeyAccessKeyID}, calls: withHead},
+		"object lock is not found": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 404, "NoSuchConfiguration", "") },
+			want: BucketState{Exists: true}, calls: withHead},
+		"object lock is a bad request": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "InvalidArgument", "") },
+			want: BucketState{Exists: true}, calls: withHead},
+		"object lock is a bad request, of a bucket with a policy": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "InvalidArgument", "") },
+			recorded: Policy{Days: 4}, parts: []string{"InvalidArgument"}, fails: true, calls: lockOnly},
+		"the token has run out": {prepare: func(f *fakeS3) { f.refuse("GetObjectLockConfiguration", -1, 400, "ExpiredToken", "") },
+			code: codeUnauthenticated, calls: lockOnly},
+		"an empty answer": {prepare: func(f *fakeS3) {
+			f.on["GetObjectLockConfiguration"] = func(http.ResponseWriter, *http.Request, string) bool { return true }
+		}, want: BucketState{Exists: true}, calls: withHead},
 		"ours without permission": {prepare: func(f *fakeS3) {
 			f.refuse("GetObjectLockConfiguration", -1, 403, "AccessDenied", "Access Denied")
 			f.on["ListBuckets"] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
@@ -464,11 +519,12 @@ func TestS3Observe(t *testing.T) {
 			if test.aws {
 				b = f.aws("eu-west-1")
 			}
+			b.Recorded = test.recorded
 			got, err := b.Observe(t.Context())
 			if errors.Is(err, errNotOurBucket) != test.notOurs {
 				t.Errorf("not our bucket: %t", !test.notOurs)
 			}
-			if test.code != "" {
+			if test.code != "" || test.fails {
 				wantS3Error(t, err, test.code, test.parts...)
 			} else if err != nil {
 				t.Fatal(err)
@@ -527,11 +583,15 @@ func TestS3PutPolicy(t *testing.T) {
 		{func() error { return b.SetPolicy(ctx, Policy{Days: 4}) }, Policy{Days: 4}},
 		{func() error { return b.LockPolicy(ctx, Policy{Days: 5, Locked: true}) }, Policy{Days: 5, Locked: true}},
 		{func() error { return b.SetPolicy(ctx, Policy{}) }, Policy{}},
+		{func() error { return b.LockPolicy(ctx, Policy{Days: 6, Locked: true}) }, Policy{Days: 6, Locked: true}},
 	} {
 		if err := step.put(); err != nil {
 			t.Fatal(err)
 		}
 		wantCalls(t, f, "PutObjectLockConfiguration")
+		if mode := types.ObjectLockRetentionModeCompliance; strings.Contains(f.lock, string(mode)) != step.want.Locked {
+			t.Errorf("a %s was written as %s", step.want, f.lock)
+		}
 		state, err := b.Observe(ctx)
 		if want := (BucketState{Exists: true, Policy: step.want}); err != nil || state != want {
 			t.Errorf("got %+v, %v, want %+v", state, err, want)

@@ -398,7 +398,7 @@ func TestWebhookAgreesWithReconciler(t *testing.T) {
 		provider := []string{"aws", "azure"}[random.IntN(2)]
 		floor := lockedFloor(old, recorded)
 		want := ""
-		if refusal := planPolicy(new, floor, floor).Refusal; refusal != nil {
+		if refusal := planPolicy(new, floor, floor, false).Refusal; refusal != nil {
 			want = refusal.Reason
 		}
 		if old == new {

@@ -167,7 +167,7 @@ func TestBadInput(t *testing.T) {
 	)
 	untouched := func(t *testing.T, c badBucket) {
 		t.Helper()
-		client := store
+		client := store.Client
 		if c.store != nil {
 			client = c.store
 		}
@@ -252,7 +252,7 @@ func TestBucketOnAWebsite(t *testing.T) {
 	mustEqual(t, "locked", d.value(t, "bucketwarden_backupbucket_locked", "bucket="+name), 0.0)
 	writeSecret(t, secretName(buckets, name), minio.SecretData(minio.Endpoint))
 	waitHealthy(t, buckets, name)
-	checkRetention(t, name, "COMPLIANCE 4")
+	store.checkRetention(t, name, "COMPLIANCE 4")
 }
 
 // MinIO can enable object lock only when it creates a bucket.
@@ -261,11 +261,11 @@ func TestBucketWithoutObjectLockIsLeftAsItIs(t *testing.T) {
 	d := startDaemon(t)
 	for _, status := range []types.BucketVersioningStatus{"", types.BucketVersioningStatusEnabled, types.BucketVersioningStatusSuspended} {
 		name := newName("plain")
-		makeBucket(t, name, false)
+		store.makeBucket(t, name, false)
 		if status != "" {
-			putVersioning(t, name, status)
+			store.putVersioning(t, name, status)
 		}
-		createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+		store.createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 		waitFailed(t, buckets, name, codeConfiguration, name, "recreated")
 		d.awaitPasses(t, "backupbuckets", 2)
 		if got, err := store.GetBucketVersioning(t.Context(), &s3.GetBucketVersioningInput{Bucket: &name}); err != nil || got.Status != status {
@@ -378,11 +378,11 @@ func TestOddShapes(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			name := newName("odd")
-			createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+			store.createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 			patchStatus(t, waitHealthy(t, buckets, name), status)
 			reconcile(t, buckets, name, nil)
 			o := waitHealthy(t, buckets, name)
-			checkRetention(t, name, "COMPLIANCE 4")
+			store.checkRetention(t, name, "COMPLIANCE 4")
 			if immutable := conditionOf(o, "BucketImmutable"); immutable["status"] != "True" {
 				t.Errorf("condition BucketImmutable is %v", immutable)
 			}
@@ -390,7 +390,7 @@ func TestOddShapes(t *testing.T) {
 				t.Errorf("providerStatus records %q", got)
 			}
 			entry := newName("shoot--odd") + "--uid"
-			createEntry(t, entryObject(entry, d.kind, name))
+			store.createEntry(t, entryObject(entry, d.kind, name))
 			patchStatus(t, waitHealthy(t, entries, entry), status)
 			reconcile(t, entries, entry, nil)
 			waitHealthy(t, entries, entry)
@@ -398,7 +398,7 @@ func TestOddShapes(t *testing.T) {
 	}
 	t.Run("conditions of others are kept", func(t *testing.T) {
 		name := newName("odd")
-		createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("governance", "96h"))))
+		store.createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("governance", "96h"))))
 		foreign := map[string]any{"type": "Foreign", "status": "True", "reason": "R", "message": "M", "lastTransitionTime": "2026-01-02T03:04:05Z", "lastUpdateTime": "2026-01-02T03:04:05Z"}
 		patchStatus(t, waitHealthy(t, buckets, name), map[string]any{"conditions": []any{foreign}})
 		reconcile(t, buckets, name, setImmutability(immutability("compliance", "96h")))
@@ -409,7 +409,7 @@ func TestOddShapes(t *testing.T) {
 	})
 	t.Run("class that leaves", func(t *testing.T) {
 		name := newName("odd")
-		createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+		store.createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 		waitHealthy(t, buckets, name)
 		update(t, buckets, name, func(o *unstructured.Unstructured) { set(o, "garden", "spec", "class") })
 		eventually(t, "the BackupBucket has no metrics any more", func(context.Context) error {
@@ -421,8 +421,8 @@ func TestOddShapes(t *testing.T) {
 	})
 	t.Run("deletion of what was never claimed", func(t *testing.T) {
 		bucket, entry := newName("odd"), newName("shoot--odd")+"--uid"
-		makeVersioned(t, bucket)
-		putObject(t, bucket, entry+"/x", noRetention)
+		store.makeVersioned(t, bucket)
+		store.putObject(t, bucket, entry+"/x", noRetention)
 		writeSecret(t, secretName(buckets, bucket), minio.SecretData(minio.Endpoint))
 		writeSecret(t, secretName(entries, entry), minio.SecretData(minio.Endpoint))
 		objects := map[schema.GroupVersionResource]*unstructured.Unstructured{
@@ -442,6 +442,6 @@ func TestOddShapes(t *testing.T) {
 			update(t, resource, o.GetName(), func(o *unstructured.Unstructured) { o.SetFinalizers(nil) })
 			waitGone(t, resource, o.GetName())
 		}
-		checkVersions(t, bucket, "", entry+"/x")
+		store.checkVersions(t, bucket, "", entry+"/x")
 	})
 }

@@ -38,13 +38,13 @@ func TestRestartWritesNothing(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
 	bucket := newName("bucket")
-	createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+	store.createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, bucket)
 	var names []string
 	for range 5 {
 		name, _ := newShoot(t)
 		names = append(names, name)
-		createEntry(t, entryObject(name, d.kind, bucket))
+		store.createEntry(t, entryObject(name, d.kind, bucket))
 	}
 	for _, name := range names {
 		waitHealthy(t, entries, name)
@@ -114,7 +114,7 @@ func TestStopLetsAPassFinish(t *testing.T) {
 	if err := healthy(get(t, buckets, name)); err != nil {
 		t.Errorf("the running pass was not finished: %v", err)
 	}
-	checkRetention(t, name, "COMPLIANCE 4")
+	store.checkRetention(t, name, "COMPLIANCE 4")
 	d.start(t)
 }
 
@@ -211,16 +211,16 @@ func TestResponsibility(t *testing.T) {
 				set(witnessB, "garden", "spec", "class")
 				set(witnessE, "garden", "spec", "class")
 			}
-			createBucket(t, bucketOf)
-			createEntry(t, entryOf)
+			store.createBucket(t, bucketOf)
+			store.createEntry(t, entryOf)
 			if test.handled {
 				waitHealthy(t, buckets, bucket)
 				waitHealthy(t, entries, entry)
 				return
 			}
 			// Events come in order: the daemon has seen these when it has dealt with later ones.
-			createBucket(t, witnessB)
-			createEntry(t, witnessE)
+			store.createBucket(t, witnessB)
+			store.createEntry(t, witnessE)
 			waitHealthy(t, buckets, witnessBucket)
 			waitHealthy(t, entries, witnessEntry)
 			for resource, name := range map[schema.GroupVersionResource]string{buckets: bucket, entries: entry} {
@@ -263,7 +263,7 @@ func TestIgnoreOperationAnnotation(t *testing.T) {
 	writeSecret(t, secretName(buckets, bucket), minio.SecretData(minio.Endpoint))
 	createAsIs(t, buckets, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, bucket)
-	checkRetention(t, bucket, "COMPLIANCE 4")
+	store.checkRetention(t, bucket, "COMPLIANCE 4")
 	createAsIs(t, entries, entryObject(entry, d.kind, bucket))
 	// The secret comes later; nobody asks for anything.
 	waitFailed(t, entries, entry, "", "does not exist")
@@ -327,7 +327,7 @@ func TestIgnoreOperationAnnotation(t *testing.T) {
 	// A changed generation.
 	update(t, buckets, bucket, setImmutability(immutability("compliance", "120h")))
 	waitHealthy(t, buckets, bucket)
-	checkRetention(t, bucket, "COMPLIANCE 5")
+	store.checkRetention(t, bucket, "COMPLIANCE 5")
 	update(t, entries, entry, func(o *unstructured.Unstructured) { set(o, "other-bucket", "spec", "bucketName") })
 	waitHealthy(t, entries, entry)
 	etcdBackup("bucketName", "other-bucket")
@@ -420,7 +420,7 @@ func TestStoreErrorsAreTheStores(t *testing.T) {
 			}
 			proxy.SetFault(nil)
 			waitHealthy(t, buckets, name)
-			checkRetention(t, name, "COMPLIANCE 4")
+			store.checkRetention(t, name, "COMPLIANCE 4")
 		})
 	}
 }
@@ -434,7 +434,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	d := startDaemon(t)
 	bucket := newName("backups")
-	makeVersioned(t, bucket)
+	store.makeVersioned(t, bucket)
 	wantSecret := minio.SecretData(minio.Endpoint)
 	wantSecret["bucketName"] = []byte(bucket)
 
@@ -451,10 +451,10 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			e.name, e.namespace = newShoot(t)
 			all = append(all, e)
 			for _, key := range []string{e.name + "/etcd-main/v2/Full", e.name + "/etcd-main/v2/Incr", e.name + "0/x"} {
-				putObject(t, bucket, key, noRetention)
+				store.putObject(t, bucket, key, noRetention)
 			}
-			hideObject(t, bucket, e.name+"/etcd-main/v2/Incr")
-			createEntry(t, entryObject(e.name, d.kind, bucket))
+			store.hideObject(t, bucket, e.name+"/etcd-main/v2/Incr")
+			store.createEntry(t, entryObject(e.name, d.kind, bucket))
 		}
 		// What was never claimed goes away with nobody to delete its objects.
 		for _, i := range random.Perm(len(all)) {
@@ -468,7 +468,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		if round%5 == 0 {
 			name := newName("bucket")
 			locked = append(locked, name)
-			createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+			store.createBucket(t, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 		}
 		// This is no wait for anything: any moment will do.
 		moment := time.NewTimer(time.Duration(random.Int64N(int64(300 * time.Millisecond))))
@@ -495,10 +495,10 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 	t.Logf("%d entries, %d of them deleted, %d kills", len(all), deleted, kills)
 	slices.Sort(want)
-	checkVersions(t, bucket, "", want...)
+	store.checkVersions(t, bucket, "", want...)
 	for _, name := range locked {
 		waitHealthy(t, buckets, name)
-		checkRetention(t, name, "COMPLIANCE 4")
+		store.checkRetention(t, name, "COMPLIANCE 4")
 	}
 }
 
@@ -604,7 +604,7 @@ func TestRequestsOfAnEntry(t *testing.T) {
 	d := startDaemon(t, "--verify-interval=1h")
 	proxy := startProxy(t, minio)
 	bucket := newName("backups")
-	makeVersioned(t, bucket)
+	store.makeVersioned(t, bucket)
 	for _, what := range []string{"the first", "another"} {
 		name, _ := newShoot(t)
 		writeSecret(t, secretName(entries, name), minio.SecretData(proxy.URL))
@@ -650,7 +650,7 @@ func TestRequestsOfAnEntry(t *testing.T) {
 	proxy.Reset()
 	remove(t, entries, name)
 	waitGone(t, entries, name)
-	checkVersions(t, bucket, name+"/")
+	store.checkVersions(t, bucket, name+"/")
 	mustEqual(t, "deleted versions", d.value(t, "bucketwarden_purged_objects_total", "bucket="+bucket), float64(objects*each))
 	sum := 0
 	for _, n := range proxy.Counts() {
@@ -704,7 +704,7 @@ func TestLoggingFormatJSON(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t, "--logging-format=json", "-v=2")
 	bucket := newName("bucket")
-	createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("governance", "24h"))))
+	store.createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("governance", "24h"))))
 	waitHealthy(t, buckets, bucket)
 	reconcile(t, buckets, bucket, setImmutability(immutability("governance", "1h")))
 	waitFailed(t, buckets, bucket, codeConfiguration)

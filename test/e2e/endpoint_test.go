@@ -19,7 +19,7 @@ func TestStoresInTrouble(t *testing.T) {
 	const before, after = 5, 20
 	d := startDaemon(t)
 	healthyBucket := newName("bucket")
-	createBucket(t, bucketObject(healthyBucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+	store.createBucket(t, bucketObject(healthyBucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, healthyBucket)
 
 	type trouble struct {
@@ -71,11 +71,11 @@ func TestStoresInTrouble(t *testing.T) {
 		})
 	}
 	name, namespace := newShoot(t)
-	createEntry(t, entryObject(name, d.kind, healthyBucket))
+	store.createEntry(t, entryObject(name, d.kind, healthyBucket))
 	waitHealthy(t, entries, name)
 	getSecret(t, namespace, "etcd-backup")
-	putRetention(t, healthyBucket, types.ObjectLockRetentionModeGovernance, 1)
-	awaitRetention(t, healthyBucket, "COMPLIANCE 4")
+	store.putRetention(t, healthyBucket, types.ObjectLockRetentionModeGovernance, 1)
+	store.awaitRetention(t, healthyBucket, "COMPLIANCE 4")
 	for _, on := range all {
 		for _, name := range on.young {
 			// Their clusters have what they need.

@@ -73,7 +73,7 @@ func TestEntryGetsItsSecret(t *testing.T) {
 	name, namespace := newShoot(t)
 	states := record(t, entries, "", name)
 	source := record(t, secrets, gardenNamespace, secretName(entries, name))
-	created := createEntry(t, entryObject(name, d.kind, "the-bucket"))
+	created := store.createEntry(t, entryObject(name, d.kind, "the-bucket"))
 	o := waitHealthy(t, entries, name)
 
 	want := minio.SecretData(minio.Endpoint)
@@ -140,7 +140,7 @@ func TestEntryWithoutItsNamespaceSucceeds(t *testing.T) {
 	t.Run("missing", func(t *testing.T) {
 		namespace := newName("shoot--p--s")
 		name := namespace + "--uid"
-		createEntry(t, entryObject(name, d.kind, "the-bucket"))
+		store.createEntry(t, entryObject(name, d.kind, "the-bucket"))
 		waitHealthy(t, entries, name)
 		createNamespace(t, namespace, map[string]string{annotationShootUID: "uid"})
 		noSecret(t, namespace, "etcd-backup")
@@ -154,7 +154,7 @@ func TestEntryWithoutItsNamespaceSucceeds(t *testing.T) {
 		if err := kube.Client.CoreV1().Namespaces().Delete(t.Context(), namespace, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		createEntry(t, entryObject(name, d.kind, "the-bucket"))
+		store.createEntry(t, entryObject(name, d.kind, "the-bucket"))
 		waitHealthy(t, entries, name)
 		noSecret(t, namespace, "etcd-backup")
 		reconcile(t, entries, name, nil)
@@ -165,37 +165,39 @@ func TestEntryWithoutItsNamespaceSucceeds(t *testing.T) {
 
 func TestSourceEntry(t *testing.T) {
 	t.Parallel()
-	d := startDaemon(t)
-	name, namespace := newShoot(t)
-	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	createEntry(t, entryObject("source-"+name, d.kind, bucket))
-	waitHealthy(t, entries, "source-"+name)
-	mustEqual(t, "created-by", getSecret(t, namespace, "source-etcd-backup").Annotations[annotationCreatedBy], "source-"+name)
-	noSecret(t, namespace, "etcd-backup")
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		d := startDaemon(t)
+		name, namespace := newShoot(t)
+		bucket := newName("backups")
+		store.makeVersioned(t, bucket)
+		store.createEntry(t, entryObject("source-"+name, d.kind, bucket))
+		waitHealthy(t, entries, "source-"+name)
+		mustEqual(t, "created-by", getSecret(t, namespace, "source-etcd-backup").Annotations[annotationCreatedBy], "source-"+name)
+		noSecret(t, namespace, "etcd-backup")
 
-	// The objects of both lie under one prefix: while the other entry lives, they stay.
-	createEntry(t, entryObject(name, d.kind, bucket))
-	waitHealthy(t, entries, name)
-	putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
-	putObject(t, bucket, "source-"+name+"/etcd-main/v2/Full", noRetention)
-	remove(t, entries, "source-"+name)
-	waitGone(t, entries, "source-"+name)
-	noSecret(t, namespace, "source-etcd-backup")
-	getSecret(t, namespace, "etcd-backup")
-	checkVersions(t, bucket, "", name+"/etcd-main/v2/Full", "source-"+name+"/etcd-main/v2/Full")
-	awaitEvent(t, "ObjectsKept", "source-"+name, name)
+		// The objects of both lie under one prefix: while the other entry lives, they stay.
+		store.createEntry(t, entryObject(name, d.kind, bucket))
+		waitHealthy(t, entries, name)
+		store.putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
+		store.putObject(t, bucket, "source-"+name+"/etcd-main/v2/Full", noRetention)
+		remove(t, entries, "source-"+name)
+		waitGone(t, entries, "source-"+name)
+		noSecret(t, namespace, "source-etcd-backup")
+		getSecret(t, namespace, "etcd-backup")
+		store.checkVersions(t, bucket, "", name+"/etcd-main/v2/Full", "source-"+name+"/etcd-main/v2/Full")
+		awaitEvent(t, "ObjectsKept", "source-"+name, name)
 
-	// Without it they go, and only those.
-	remove(t, entries, name)
-	waitGone(t, entries, name)
-	checkVersions(t, bucket, "", "source-"+name+"/etcd-main/v2/Full")
-	putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
-	createEntry(t, entryObject("source-"+name, d.kind, bucket))
-	waitHealthy(t, entries, "source-"+name)
-	remove(t, entries, "source-"+name)
-	waitGone(t, entries, "source-"+name)
-	checkVersions(t, bucket, "", "source-"+name+"/etcd-main/v2/Full")
+		// Without it they go, and only those.
+		remove(t, entries, name)
+		waitGone(t, entries, name)
+		store.checkVersions(t, bucket, "", "source-"+name+"/etcd-main/v2/Full")
+		store.putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
+		store.createEntry(t, entryObject("source-"+name, d.kind, bucket))
+		waitHealthy(t, entries, "source-"+name)
+		remove(t, entries, "source-"+name)
+		waitGone(t, entries, "source-"+name)
+		store.checkVersions(t, bucket, "", "source-"+name+"/etcd-main/v2/Full")
+	})
 }
 
 // identity makes the credentials of an entry those of a workload identity.
@@ -344,54 +346,56 @@ func TestEntryWithWorkloadIdentity(t *testing.T) {
 
 func TestEntryIsMigratedAndRestored(t *testing.T) {
 	t.Parallel()
-	d := startDaemon(t)
-	name, namespace := newShoot(t)
-	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
-	createEntry(t, entryObject(name, d.kind, bucket))
-	waitHealthy(t, entries, name)
-	update(t, entries, name, func(o *unstructured.Unstructured) { o.SetFinalizers(append(o.GetFinalizers(), "example.com/foreign")) })
-	states := record(t, entries, "", name)
-	source := record(t, secrets, gardenNamespace, secretName(entries, name))
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		d := startDaemon(t)
+		name, namespace := newShoot(t)
+		bucket := newName("backups")
+		store.makeVersioned(t, bucket)
+		store.putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
+		store.createEntry(t, entryObject(name, d.kind, bucket))
+		waitHealthy(t, entries, name)
+		update(t, entries, name, func(o *unstructured.Unstructured) { o.SetFinalizers(append(o.GetFinalizers(), "example.com/foreign")) })
+		states := record(t, entries, "", name)
+		source := record(t, secrets, gardenNamespace, secretName(entries, name))
 
-	operate(t, entries, name, "migrate", nil)
-	waitHealthy(t, entries, name)
-	o := get(t, entries, name)
-	mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Migrate")
-	mustEqual(t, "finalizers", len(o.GetFinalizers()), 0)
-	getSecret(t, namespace, "etcd-backup")
-	checkVersions(t, bucket, "", name+"/etcd-main/v2/Full")
-	succeeded := states.await(t, "is Migrate/Succeeded", func(s state) bool { return s.opType() == "Migrate" && s.state() == "Succeeded" })
-	released := source.await(t, "has lost the finalizer", func(s state) bool { return !s.holds(finalizerBackupEntry) })
-	last := states.await(t, "has lost its operation annotation", func(s state) bool { return s.opType() == "Migrate" && s.GetAnnotations()[annotationOperation] == "" })
-	if succeeded.revision > released.revision || released.revision > last.revision {
-		t.Errorf("want Migrate/Succeeded (%v), the secret's finalizer gone (%v), the annotation gone (%v) in this order", succeeded, released, last)
-	}
+		operate(t, entries, name, "migrate", nil)
+		waitHealthy(t, entries, name)
+		o := get(t, entries, name)
+		mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Migrate")
+		mustEqual(t, "finalizers", len(o.GetFinalizers()), 0)
+		getSecret(t, namespace, "etcd-backup")
+		store.checkVersions(t, bucket, "", name+"/etcd-main/v2/Full")
+		succeeded := states.await(t, "is Migrate/Succeeded", func(s state) bool { return s.opType() == "Migrate" && s.state() == "Succeeded" })
+		released := source.await(t, "has lost the finalizer", func(s state) bool { return !s.holds(finalizerBackupEntry) })
+		last := states.await(t, "has lost its operation annotation", func(s state) bool { return s.opType() == "Migrate" && s.GetAnnotations()[annotationOperation] == "" })
+		if succeeded.revision > released.revision || released.revision > last.revision {
+			t.Errorf("want Migrate/Succeeded (%v), the secret's finalizer gone (%v), the annotation gone (%v) in this order", succeeded, released, last)
+		}
 
-	// Of a migrated entry nothing is reconciled any more.
-	before := d.passes(t, "backupentries")
-	makeBucket(t, "other-bucket", false)
-	changed := reconcile(t, entries, name, func(o *unstructured.Unstructured) { set(o, "other-bucket", "spec", "bucketName") })
-	d.awaitPassesSince(t, "backupentries", before, 1)
-	mustEqual(t, "version of the skipped entry", get(t, entries, name).GetResourceVersion(), changed.GetResourceVersion())
+		// Of a migrated entry nothing is reconciled any more.
+		before := d.passes(t, "backupentries")
+		store.makeBucket(t, "other-bucket", false)
+		changed := reconcile(t, entries, name, func(o *unstructured.Unstructured) { set(o, "other-bucket", "spec", "bucketName") })
+		d.awaitPassesSince(t, "backupentries", before, 1)
+		mustEqual(t, "version of the skipped entry", get(t, entries, name).GetResourceVersion(), changed.GetResourceVersion())
 
-	// The destination applies the entry with wait-for-state and then restores it.
-	operate(t, entries, name, "wait-for-state", nil)
-	operate(t, entries, name, "restore", nil)
-	waitHealthy(t, entries, name)
-	mustEqual(t, "bucketName", string(getSecret(t, namespace, "etcd-backup").Data["bucketName"]), "other-bucket")
-	restored := states.await(t, "is Restore/Succeeded", func(s state) bool { return s.opType() == "Restore" && s.state() == "Succeeded" })
-	mustEqual(t, "operation annotation at Restore/Succeeded", restored.GetAnnotations()[annotationOperation], "restore")
-	if !restored.holds(finalizerBackupEntry) {
-		t.Errorf("no finalizer after restore: %v", restored)
-	}
-	mustEqual(t, "finalizers of the credentials", getSecret(t, gardenNamespace, secretName(entries, name)).Finalizers, []string{finalizerBackupEntry})
+		// The destination applies the entry with wait-for-state and then restores it.
+		operate(t, entries, name, "wait-for-state", nil)
+		operate(t, entries, name, "restore", nil)
+		waitHealthy(t, entries, name)
+		mustEqual(t, "bucketName", string(getSecret(t, namespace, "etcd-backup").Data["bucketName"]), "other-bucket")
+		restored := states.await(t, "is Restore/Succeeded", func(s state) bool { return s.opType() == "Restore" && s.state() == "Succeeded" })
+		mustEqual(t, "operation annotation at Restore/Succeeded", restored.GetAnnotations()[annotationOperation], "restore")
+		if !restored.holds(finalizerBackupEntry) {
+			t.Errorf("no finalizer after restore: %v", restored)
+		}
+		mustEqual(t, "finalizers of the credentials", getSecret(t, gardenNamespace, secretName(entries, name)).Finalizers, []string{finalizerBackupEntry})
 
-	// A follow-up reconcile is an ordinary one.
-	reconcile(t, entries, name, nil)
-	o = waitHealthy(t, entries, name)
-	mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Reconcile")
+		// A follow-up reconcile is an ordinary one.
+		reconcile(t, entries, name, nil)
+		o = waitHealthy(t, entries, name)
+		mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Reconcile")
+	})
 }
 
 func TestMigrateWinsOverDeletion(t *testing.T) {
@@ -399,9 +403,9 @@ func TestMigrateWinsOverDeletion(t *testing.T) {
 	d := startDaemon(t)
 	name, _ := newShoot(t)
 	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
-	createEntry(t, entryObject(name, d.kind, bucket))
+	store.makeVersioned(t, bucket)
+	store.putObject(t, bucket, name+"/etcd-main/v2/Full", noRetention)
+	store.createEntry(t, entryObject(name, d.kind, bucket))
 	waitHealthy(t, entries, name)
 	states := record(t, entries, "", name)
 
@@ -413,7 +417,7 @@ func TestMigrateWinsOverDeletion(t *testing.T) {
 	if slices.ContainsFunc(states.seen(), func(s state) bool { return s.opType() == "Delete" }) {
 		t.Error("the entry was deleted instead of migrated")
 	}
-	checkVersions(t, bucket, "", name+"/etcd-main/v2/Full")
+	store.checkVersions(t, bucket, "", name+"/etcd-main/v2/Full")
 }
 
 func TestWaitForStateStopsEverything(t *testing.T) {
@@ -432,7 +436,7 @@ func TestWaitForStateStopsEverything(t *testing.T) {
 	untouched := func() {
 		t.Helper()
 		// Events come in order: once a later one was dealt with, these were too.
-		createEntry(t, entryObject(other, d.kind, bucket))
+		store.createEntry(t, entryObject(other, d.kind, bucket))
 		waitHealthy(t, entries, other)
 		remove(t, entries, other)
 		waitGone(t, entries, other)
@@ -470,52 +474,54 @@ func TestWaitForStateStopsEverything(t *testing.T) {
 
 func TestEntryDeletionIsExact(t *testing.T) {
 	t.Parallel()
-	d := startDaemon(t)
-	_, namespace := newShoot(t)
-	first := namespace + "--1"
-	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	kept := []string{namespace + "--10/etcd-main/v2/Full", first + "-x", "foreign/" + first + "/x", namespace + "/x"}
-	for _, key := range kept {
-		putObject(t, bucket, key, noRetention)
-	}
-	for _, key := range []string{"/etcd-main/v2/Full-00000000-00000001-1", "/etcd-main/v2/Incr-00000001-00000002-2", "/etcd-main/v1/Backup-1/Full", "/x y+z/ü"} {
-		putObject(t, bucket, first+key, noRetention)
-		putObject(t, bucket, first+key, noRetention)
-		hideObject(t, bucket, first+key)
-	}
-	createEntry(t, entryObject(first, d.kind, bucket))
-	createEntry(t, entryObject(namespace+"--10", d.kind, bucket))
-	waitHealthy(t, entries, first)
-	waitHealthy(t, entries, namespace+"--10")
-	states := record(t, entries, "", first)
-	source := record(t, secrets, gardenNamespace, secretName(entries, first))
-	// Both entries serve one cluster here; whose secret it is, its annotation says.
-	changeSecret(t, namespace, "etcd-backup", func(s *corev1.Secret) { s.Annotations[annotationCreatedBy] = namespace + "--10" })
-
-	remove(t, entries, first)
-	waitGone(t, entries, first)
-	slices.Sort(kept)
-	checkVersions(t, bucket, "", kept...)
-	getSecret(t, namespace, "etcd-backup")
-	awaitEvent(t, "ObjectsDeleted", first, "12 object versions")
-	mustEqual(t, "deleted versions", d.value(t, "bucketwarden_purged_objects_total", "bucket="+bucket), 12.0)
-
-	deleted := states.await(t, "is Delete/Succeeded", func(s state) bool { return s.opType() == "Delete" && s.state() == "Succeeded" })
-	released := source.await(t, "has lost the finalizer", func(s state) bool { return !s.holds(finalizerBackupEntry) })
-	gone := states.await(t, "is gone", func(s state) bool { return s.gone })
-	if deleted.revision > released.revision || released.revision > gone.revision {
-		t.Errorf("want Delete/Succeeded (%v), the secret's finalizer gone (%v), the object gone (%v) in this order", deleted, released, gone)
-	}
-	for _, s := range states.seen() {
-		if s.GetDeletionTimestamp() != nil && s.GetAnnotations()[annotationConfirmation] != "true" {
-			t.Errorf("the confirmation annotation is gone: %v", s)
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		d := startDaemon(t)
+		_, namespace := newShoot(t)
+		first := namespace + "--1"
+		bucket := newName("backups")
+		store.makeVersioned(t, bucket)
+		kept := []string{namespace + "--10/etcd-main/v2/Full", first + "-x", "foreign/" + first + "/x", namespace + "/x"}
+		for _, key := range kept {
+			store.putObject(t, bucket, key, noRetention)
 		}
-	}
+		for _, key := range []string{"/etcd-main/v2/Full-00000000-00000001-1", "/etcd-main/v2/Incr-00000001-00000002-2", "/etcd-main/v1/Backup-1/Full", "/x y+z/ü"} {
+			store.putObject(t, bucket, first+key, noRetention)
+			store.putObject(t, bucket, first+key, noRetention)
+			store.hideObject(t, bucket, first+key)
+		}
+		store.createEntry(t, entryObject(first, d.kind, bucket))
+		store.createEntry(t, entryObject(namespace+"--10", d.kind, bucket))
+		waitHealthy(t, entries, first)
+		waitHealthy(t, entries, namespace+"--10")
+		states := record(t, entries, "", first)
+		source := record(t, secrets, gardenNamespace, secretName(entries, first))
+		// Both entries serve one cluster here; whose secret it is, its annotation says.
+		changeSecret(t, namespace, "etcd-backup", func(s *corev1.Secret) { s.Annotations[annotationCreatedBy] = namespace + "--10" })
 
-	remove(t, entries, namespace+"--10")
-	waitGone(t, entries, namespace+"--10")
-	noSecret(t, namespace, "etcd-backup")
+		remove(t, entries, first)
+		waitGone(t, entries, first)
+		slices.Sort(kept)
+		store.checkVersions(t, bucket, "", kept...)
+		getSecret(t, namespace, "etcd-backup")
+		awaitEvent(t, "ObjectsDeleted", first, "12 object versions")
+		mustEqual(t, "deleted versions", d.value(t, "bucketwarden_purged_objects_total", "bucket="+bucket), 12.0)
+
+		deleted := states.await(t, "is Delete/Succeeded", func(s state) bool { return s.opType() == "Delete" && s.state() == "Succeeded" })
+		released := source.await(t, "has lost the finalizer", func(s state) bool { return !s.holds(finalizerBackupEntry) })
+		gone := states.await(t, "is gone", func(s state) bool { return s.gone })
+		if deleted.revision > released.revision || released.revision > gone.revision {
+			t.Errorf("want Delete/Succeeded (%v), the secret's finalizer gone (%v), the object gone (%v) in this order", deleted, released, gone)
+		}
+		for _, s := range states.seen() {
+			if s.GetDeletionTimestamp() != nil && s.GetAnnotations()[annotationConfirmation] != "true" {
+				t.Errorf("the confirmation annotation is gone: %v", s)
+			}
+		}
+
+		remove(t, entries, namespace+"--10")
+		waitGone(t, entries, namespace+"--10")
+		noSecret(t, namespace, "etcd-backup")
+	})
 }
 
 func TestEntryDeletionWithoutItsCredentials(t *testing.T) {
@@ -523,9 +529,9 @@ func TestEntryDeletionWithoutItsCredentials(t *testing.T) {
 	d := startDaemon(t)
 	name, namespace := newShoot(t)
 	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	putObject(t, bucket, name+"/x", noRetention)
-	createEntry(t, entryObject(name, d.kind, bucket))
+	store.makeVersioned(t, bucket)
+	store.putObject(t, bucket, name+"/x", noRetention)
+	store.createEntry(t, entryObject(name, d.kind, bucket))
 	waitHealthy(t, entries, name)
 	changeSecret(t, gardenNamespace, secretName(entries, name), func(s *corev1.Secret) { s.Finalizers = nil })
 	if err := kube.Client.CoreV1().Secrets(gardenNamespace).Delete(t.Context(), secretName(entries, name), metav1.DeleteOptions{}); err != nil {
@@ -535,7 +541,7 @@ func TestEntryDeletionWithoutItsCredentials(t *testing.T) {
 	remove(t, entries, name)
 	waitGone(t, entries, name)
 	mustEqual(t, "store requests", d.value(t, "bucketwarden_store_request_duration_seconds"), stored)
-	checkVersions(t, bucket, "", name+"/x")
+	store.checkVersions(t, bucket, "", name+"/x")
 	getSecret(t, namespace, "etcd-backup")
 	awaitEvent(t, "ObjectsLeft", name, bucket)
 }
@@ -547,128 +553,130 @@ func retainFor(d time.Duration) time.Time { return time.Now().Add(d).Truncate(ti
 // request to the store and whatever gardenlet renews meanwhile.
 func TestDeletionWaitsForRetention(t *testing.T) {
 	t.Parallel()
-	inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
-		d := startDaemon(t)
-		name, namespace := newShoot(t)
-		bucket := newName("bucket")
-		makeBucket(t, bucket, true)
-		createBucket(t, bucketObject(bucket, d.kind, nil))
-		createEntry(t, entryObject(name, d.kind, bucket))
-		waitHealthy(t, buckets, bucket)
-		waitHealthy(t, entries, name)
-		foreign := map[string]string{"example.com/foreign": "kept"}
-		for resource, name := range map[schema.GroupVersionResource]string{buckets: bucket, entries: name} {
-			update(t, resource, name, func(o *unstructured.Unstructured) {
-				annotations := o.GetAnnotations()
-				maps.Copy(annotations, foreign)
-				o.SetAnnotations(annotations)
-			})
-		}
-		until := retainFor(retention)
-		key := name + "/etcd-main/v2/Full"
-		putObject(t, bucket, key, until)
-		putObject(t, bucket, key+"-free", noRetention)
-		states := []*recorder{record(t, entries, "", name), record(t, buckets, "", bucket)}
-
-		// The bucket waits for the entry.
-		remove(t, buckets, bucket)
-		o := waitFor(t, buckets, bucket, inState("Processing", name))
-		mustEqual(t, "reason of the wait", conditionOf(o, "DeletionWaiting")["reason"], any("InUse"))
-		proxy := startProxy(t, minio)
-		writeSecret(t, secretName(buckets, bucket), minio.SecretData(proxy.URL))
-		remove(t, entries, name)
-		waitGone(t, entries, name)
-		noSecret(t, namespace, "etcd-backup")
-		late(until)
-		awaitEvent(t, "ObjectsRetained", name, "1 objects", until.UTC().Format(time.RFC3339))
-
-		// Then for what is retained.
-		o = waitFor(t, buckets, bucket, func(o *unstructured.Unstructured) error {
-			err := inState("Processing", "1 objects", "retained until "+until.UTC().Format(time.RFC3339))(o)
-			if err != nil {
-				late(until)
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
+			d := startDaemon(t)
+			name, namespace := newShoot(t)
+			bucket := newName("bucket")
+			store.makeBucket(t, bucket, true)
+			store.createBucket(t, bucketObject(bucket, d.kind, nil))
+			store.createEntry(t, entryObject(name, d.kind, bucket))
+			waitHealthy(t, buckets, bucket)
+			waitHealthy(t, entries, name)
+			foreign := map[string]string{"example.com/foreign": "kept"}
+			for resource, name := range map[schema.GroupVersionResource]string{buckets: bucket, entries: name} {
+				update(t, resource, name, func(o *unstructured.Unstructured) {
+					annotations := o.GetAnnotations()
+					maps.Copy(annotations, foreign)
+					o.SetAnnotations(annotations)
+				})
 			}
-			return err
-		})
-		if has(o, "status", "lastError") {
-			t.Errorf("waiting is an error: %v", o.Object["status"])
-		}
-		waiting := conditionOf(o, "DeletionWaiting")
-		mustEqual(t, "condition DeletionWaiting", []any{waiting["status"], waiting["reason"]}, []any{"True", "ObjectsRetained"})
-		eventually(t, "the metrics tell of it", func(context.Context) error {
-			got := d.value(t, "bucketwarden_backupbucket_retained_objects", "bucket="+bucket)
+			until := retainFor(retention)
+			key := name + "/etcd-main/v2/Full"
+			store.putObject(t, bucket, key, until)
+			store.putObject(t, bucket, key+"-free", noRetention)
+			states := []*recorder{record(t, entries, "", name), record(t, buckets, "", bucket)}
+
+			// The bucket waits for the entry.
+			remove(t, buckets, bucket)
+			o := waitFor(t, buckets, bucket, inState("Processing", name))
+			mustEqual(t, "reason of the wait", conditionOf(o, "DeletionWaiting")["reason"], any("InUse"))
+			proxy := store.proxy(t)
+			writeSecret(t, secretName(buckets, bucket), store.SecretData(proxy.URL))
+			remove(t, entries, name)
+			waitGone(t, entries, name)
+			noSecret(t, namespace, "etcd-backup")
 			late(until)
-			if got != 1 {
-				return fmt.Errorf("%v objects", got)
+			awaitEvent(t, "ObjectsRetained", name, "1 objects", until.UTC().Format(time.RFC3339))
+
+			// Then for what is retained.
+			o = waitFor(t, buckets, bucket, func(o *unstructured.Unstructured) error {
+				err := inState("Processing", "1 objects", "retained until "+until.UTC().Format(time.RFC3339))(o)
+				if err != nil {
+					late(until)
+				}
+				return err
+			})
+			if has(o, "status", "lastError") {
+				t.Errorf("waiting is an error: %v", o.Object["status"])
 			}
-			return nil
-		})
-		d.awaitIdle(t, "sweeps")
-		proxy.Reset()
-		const renewed = 20
-		passes := d.passes(t, "backupbuckets")
-		for range renewed {
-			writeSecret(t, secretName(buckets, bucket), minio.SecretData(proxy.URL))
-			err := confirm(t.Context(), buckets, bucket)
+			waiting := conditionOf(o, "DeletionWaiting")
+			mustEqual(t, "condition DeletionWaiting", []any{waiting["status"], waiting["reason"]}, []any{"True", "ObjectsRetained"})
+			eventually(t, "the metrics tell of it", func(context.Context) error {
+				got := d.value(t, "bucketwarden_backupbucket_retained_objects", "bucket="+bucket)
+				late(until)
+				if got != 1 {
+					return fmt.Errorf("%v objects", got)
+				}
+				return nil
+			})
+			d.awaitIdle(t, "sweeps")
+			proxy.Reset()
+			const renewed = 20
+			passes := d.passes(t, "backupbuckets")
+			for range renewed {
+				writeSecret(t, secretName(buckets, bucket), store.SecretData(proxy.URL))
+				err := confirm(t.Context(), buckets, bucket)
+				late(until)
+				must(t, err)
+			}
+			passes, counts := d.passes(t, "backupbuckets")-passes, proxy.Counts()
+			left, err := store.versions(t.Context(), bucket, "")
 			late(until)
 			must(t, err)
-		}
-		passes, counts := d.passes(t, "backupbuckets")-passes, proxy.Counts()
-		left, err := versions(t.Context(), bucket, "")
-		late(until)
-		must(t, err)
-		if passes > renewed+1 {
-			t.Errorf("%d renewals of the confirmation made %v passes", renewed, passes)
-		}
-		mustEqual(t, "store requests of a deletion that is not due", counts, map[string]int{})
-		// The bucket was there before: the tombstone stays until what it stands for is gone.
-		left = slices.DeleteFunc(left, func(key string) bool { return strings.HasPrefix(key, ".bucketwarden/") })
-		mustEqual(t, "what is left", left, []string{key})
+			if passes > renewed+1 {
+				t.Errorf("%d renewals of the confirmation made %v passes", renewed, passes)
+			}
+			mustEqual(t, "store requests of a deletion that is not due", counts, map[string]int{})
+			// The bucket was there before: the tombstone stays until what it stands for is gone.
+			left = slices.DeleteFunc(left, func(key string) bool { return strings.HasPrefix(key, ".bucketwarden/") })
+			mustEqual(t, "what is left", left, []string{key})
 
-		ctx, stop := context.WithCancel(t.Context())
-		var renewals sync.WaitGroup
-		t.Cleanup(renewals.Wait)
-		t.Cleanup(stop)
-		renewals.Go(func() {
-			ticker := time.NewTicker(200 * time.Millisecond)
-			defer ticker.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-ticker.C:
+			ctx, stop := context.WithCancel(t.Context())
+			var renewals sync.WaitGroup
+			t.Cleanup(renewals.Wait)
+			t.Cleanup(stop)
+			renewals.Go(func() {
+				ticker := time.NewTicker(200 * time.Millisecond)
+				defer ticker.Stop()
+				for {
+					select {
+					case <-ctx.Done():
+						return
+					case <-ticker.C:
+					}
+					// Either may be gone by now.
+					if err := confirm(ctx, buckets, bucket); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+						t.Error(err)
+					}
+					patch := []byte(fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, annotationTimestamp, timestamp()))
+					_, err := kube.Client.CoreV1().Secrets(gardenNamespace).Patch(ctx, secretName(buckets, bucket), apitypes.MergePatchType, patch, metav1.PatchOptions{})
+					if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+						t.Error(err)
+					}
 				}
-				// Either may be gone by now.
-				if err := confirm(ctx, buckets, bucket); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
-					t.Error(err)
-				}
-				patch := []byte(fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, annotationTimestamp, timestamp()))
-				_, err := kube.Client.CoreV1().Secrets(gardenNamespace).Patch(ctx, secretName(buckets, bucket), apitypes.MergePatchType, patch, metav1.PatchOptions{})
-				if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
-					t.Error(err)
+			})
+			awaitEnd(t, until)
+			waitGone(t, buckets, bucket)
+			gone := states[1].await(t, "is gone", func(s state) bool { return s.gone })
+			if gone.seen.Before(until) {
+				t.Error("the bucket went away before the retention ended")
+			}
+			for _, s := range slices.Concat(states[0].seen(), states[1].seen()) {
+				if s.GetAnnotations()["example.com/foreign"] != "kept" || s.GetDeletionTimestamp() != nil && s.GetAnnotations()[annotationConfirmation] != "true" {
+					t.Errorf("annotations of others were touched: %v", s.GetAnnotations())
 				}
 			}
-		})
-		awaitEnd(t, until)
-		waitGone(t, buckets, bucket)
-		gone := states[1].await(t, "is gone", func(s state) bool { return s.gone })
-		if gone.seen.Before(until) {
-			t.Error("the bucket went away before the retention ended")
-		}
-		for _, s := range slices.Concat(states[0].seen(), states[1].seen()) {
-			if s.GetAnnotations()["example.com/foreign"] != "kept" || s.GetDeletionTimestamp() != nil && s.GetAnnotations()[annotationConfirmation] != "true" {
-				t.Errorf("annotations of others were touched: %v", s.GetAnnotations())
+			stop()
+			if bucketExists(t, store, bucket) {
+				t.Error("the bucket still exists")
 			}
-		}
-		stop()
-		if bucketExists(t, store, bucket) {
-			t.Error("the bucket still exists")
-		}
-		eventually(t, "its metrics are gone", func(context.Context) error {
-			if got := d.value(t, "bucketwarden_backupbucket_retained_objects", "bucket="+bucket); got != 0 {
-				return fmt.Errorf("%v retained objects", got)
-			}
-			return nil
+			eventually(t, "its metrics are gone", func(context.Context) error {
+				if got := d.value(t, "bucketwarden_backupbucket_retained_objects", "bucket="+bucket); got != 0 {
+					return fmt.Errorf("%v retained objects", got)
+				}
+				return nil
+			})
 		})
 	})
 }
@@ -677,7 +685,7 @@ func TestBucketDeletionWithoutItsCredentials(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
 	name := newName("bucket")
-	createBucket(t, bucketObject(name, d.kind, nil))
+	store.createBucket(t, bucketObject(name, d.kind, nil))
 	waitHealthy(t, buckets, name)
 	changeSecret(t, gardenNamespace, secretName(buckets, name), func(s *corev1.Secret) { s.Finalizers = nil })
 	if err := kube.Client.CoreV1().Secrets(gardenNamespace).Delete(t.Context(), secretName(buckets, name), metav1.DeleteOptions{}); err != nil {
@@ -705,8 +713,8 @@ func TestFailingDeletionDoesNotLoop(t *testing.T) {
 	d := startDaemon(t)
 	name, _ := newShoot(t)
 	bucket := newName("backups")
-	makeVersioned(t, bucket)
-	createEntry(t, entryObject(name, d.kind, bucket))
+	store.makeVersioned(t, bucket)
+	store.createEntry(t, entryObject(name, d.kind, bucket))
 	waitHealthy(t, entries, name)
 	good := minio.SecretData(minio.Endpoint)
 	writeSecret(t, secretName(entries, name), with(good, map[string][]byte{"secretAccessKey": []byte("wrong")}))

@@ -142,18 +142,18 @@ func createAsIs(t *testing.T, resource schema.GroupVersionResource, o *unstructu
 	return created
 }
 
-// createBucket creates a BackupBucket on minio and its secret.
-func createBucket(t *testing.T, o *unstructured.Unstructured) *unstructured.Unstructured {
+// createBucket creates a BackupBucket on the store and its secret.
+func (store *s3Store) createBucket(t *testing.T, o *unstructured.Unstructured) *unstructured.Unstructured {
 	t.Helper()
-	writeSecret(t, secretName(buckets, o.GetName()), minio.SecretData(minio.Endpoint))
+	writeSecret(t, secretName(buckets, o.GetName()), store.SecretData(store.Endpoint))
 	annotate(o, "backupbucket.extensions.gardener.cloud/generated-secret-namespace", gardenNamespace)
 	return create(t, buckets, o)
 }
 
 // createEntry creates a BackupEntry on minio and its secret.
-func createEntry(t *testing.T, o *unstructured.Unstructured) *unstructured.Unstructured {
+func (store *s3Store) createEntry(t *testing.T, o *unstructured.Unstructured) *unstructured.Unstructured {
 	t.Helper()
-	writeSecret(t, secretName(entries, o.GetName()), minio.SecretData(minio.Endpoint))
+	writeSecret(t, secretName(entries, o.GetName()), store.SecretData(store.Endpoint))
 	return create(t, entries, o)
 }
 

@@ -236,7 +236,7 @@ func runConfined(t *testing.T, root string) {
 	}
 	t.Cleanup(d.Kill)
 	bucket := newName("bucket")
-	createBucket(t, bucketObject(bucket, kind, providerConfig(kind, immutability("compliance", "96h"))))
+	store.createBucket(t, bucketObject(bucket, kind, providerConfig(kind, immutability("compliance", "96h"))))
 	waitHealthy(t, buckets, bucket)
 
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)

@@ -20,7 +20,7 @@ func TestLeaderElection(t *testing.T) {
 	t.Parallel()
 	s := startChartSeed(t)
 	bucket := newName("leader")
-	makeBucket(t, bucket, true)
+	store.makeBucket(t, bucket, true)
 	namespace := newName("shoot--foo--l")
 	must(t, s.Namespace(t.Context(), namespace))
 

@@ -1,5 +1,5 @@
 // Package e2e drives the built bucketwarden binary from outside, against a real
-// kube-apiserver, a real MinIO and an Azure of real parts, as gardenlet would.
+// kube-apiserver, a real MinIO, a real Ceph where it can be had, and an Azure of real parts, as gardenlet would.
 package e2e
 
 import (
@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/s3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -34,8 +33,8 @@ var (
 	minio *env.MinIO
 	// azure is not for tests that move its clock.
 	azure *env.Azure
-	// store is a client of minio with its root credentials.
-	store    *s3.Client
+	// store is minio, of which most tests use nothing else.
+	store    *s3Store
 	binaries env.Binaries
 )
 
@@ -67,7 +66,8 @@ func run(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer minio.Stop()
-	store = minio.S3(minio.Endpoint)
+	store = newS3Store("minio", &minio.S3Server)
+	defer stopCeph()
 	if azure, err = env.StartAzure(ctx, env.AzureOptions{Azurite: binaries.Azurite}); err != nil {
 		return 1, err
 	}
@@ -107,7 +107,7 @@ func startMinIO(t *testing.T, options env.MinIOOptions) *env.MinIO {
 
 func startProxy(t *testing.T, m *env.MinIO) *env.Proxy {
 	t.Helper()
-	proxy, err := env.StartProxy(m)
+	proxy, err := env.StartProxy(&m.S3Server)
 	if err != nil {
 		t.Fatal(err)
 	}

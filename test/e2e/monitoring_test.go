@@ -189,14 +189,14 @@ func TestMonitoringAlerts(t *testing.T) {
 		}
 		return &env.Fault{Status: http.StatusForbidden, Code: "AccessDenied"}
 	})
-	putRetention(t, name, "", 0)
+	store.putRetention(t, name, "", 0)
 	awaitAlert(t, p, "BucketwardenBucketNotLocked", name, true)
 	awaitAlert(t, p, "BucketwardenRetentionTooShort", name, true)
 
 	// As soon as it may, it does. What remains is that it had to.
 	proxy.SetFault(nil)
 	reconcile(t, buckets, name, nil)
-	awaitRetention(t, name, "COMPLIANCE 4")
+	store.awaitRetention(t, name, "COMPLIANCE 4")
 	awaitAlert(t, p, "BucketwardenPolicyDrift", name, true)
 	awaitAlert(t, p, "BucketwardenBucketNotLocked", name, false)
 	awaitAlert(t, p, "BucketwardenRetentionTooShort", name, false)

@@ -87,7 +87,7 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 	}
 	// What is under legal hold stays, and is asked about when the entry and the bucket are deleted.
 	key := entry + "/etcd-main/v2/Full"
-	putObject(t, bucket, key, noRetention)
+	store.putObject(t, bucket, key, noRetention)
 	hold := func(status types.ObjectLockLegalHoldStatus) {
 		t.Helper()
 		_, err := store.PutObjectLegalHold(t.Context(), &s3.PutObjectLegalHoldInput{Bucket: &bucket, Key: &key, LegalHold: &types.ObjectLockLegalHold{Status: status}})

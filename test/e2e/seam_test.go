@@ -6,13 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"bucketwarden/test/env"
 )
 
 // TestStoreSeam runs the acceptance suite of the stores, which is in the package of the
-// daemon, against MinIO and an Azure of its own: the suite moves its clock.
+// daemon, against each real S3 server, and an Azure of its own: the suite moves its clock.
 func TestStoreSeam(t *testing.T) {
 	t.Parallel()
 	azure, err := env.StartAzure(t.Context(), env.AzureOptions{Azurite: binaries.Azurite})
@@ -20,14 +21,21 @@ func TestStoreSeam(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(azure.Stop)
-	secret, err := json.Marshal(minio.SecretData(minio.Endpoint))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servers, missing := map[string]map[string][]byte{}, map[string]bool{"azure": true}
+	var mu sync.Mutex
+	t.Run("servers", func(t *testing.T) {
+		onEachStore(t, func(_ *testing.T, store *s3Store) {
+			mu.Lock()
+			defer mu.Unlock()
+			servers[store.name], missing[store.name] = store.secret(), true
+		})
+	})
+	secrets, err := json.Marshal(servers)
+	must(t, err)
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-race", "-vet=off", "-count=1", "-parallel=8", "-timeout=60m",
 		"-run=^TestStoreAcceptance$", "-v", ".")
 	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "GOWORK=off", "BUCKETWARDEN_TEST_S3="+string(secret), "BUCKETWARDEN_TEST_AZURE="+azure.ControlURL)
+	cmd.Env = append(os.Environ(), "GOWORK=off", "BUCKETWARDEN_TEST_S3="+string(secrets), "BUCKETWARDEN_TEST_AZURE="+azure.ControlURL)
 	output, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +44,6 @@ func TestStoreSeam(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	missing := map[string]bool{"s3": true, "azure": true}
 	for lines := bufio.NewScanner(output); lines.Scan(); {
 		line := lines.Text()
 		if name, passed := strings.CutPrefix(strings.TrimSpace(line), "--- PASS: TestStoreAcceptance/"); passed {

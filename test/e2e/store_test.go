@@ -24,8 +24,12 @@ func s3Code(err error) string {
 	return ""
 }
 
+type lister interface {
+	ListBuckets(context.Context, *s3.ListBucketsInput, ...func(*s3.Options)) (*s3.ListBucketsOutput, error)
+}
+
 // bucketExists asks the store.
-func bucketExists(t *testing.T, client *s3.Client, bucket string) bool {
+func bucketExists(t *testing.T, client lister, bucket string) bool {
 	t.Helper()
 	list, err := client.ListBuckets(t.Context(), &s3.ListBucketsInput{})
 	if err != nil {
@@ -36,7 +40,7 @@ func bucketExists(t *testing.T, client *s3.Client, bucket string) bool {
 
 // retention is the default retention of a bucket as "COMPLIANCE 4", "none" without a
 // rule, "no object lock" or "no bucket".
-func retention(ctx context.Context, bucket string) (string, error) {
+func (store *s3Store) retention(ctx context.Context, bucket string) (string, error) {
 	lock, err := store.GetObjectLockConfiguration(ctx, &s3.GetObjectLockConfigurationInput{Bucket: &bucket})
 	switch {
 	case s3Code(err) == "NoSuchBucket":
@@ -53,9 +57,9 @@ func retention(ctx context.Context, bucket string) (string, error) {
 	return fmt.Sprintf("%s %d", rule.DefaultRetention.Mode, aws.ToInt32(rule.DefaultRetention.Days)), nil
 }
 
-func checkRetention(t *testing.T, bucket, want string) {
+func (store *s3Store) checkRetention(t *testing.T, bucket, want string) {
 	t.Helper()
-	got, err := retention(t.Context(), bucket)
+	got, err := store.retention(t.Context(), bucket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +68,10 @@ func checkRetention(t *testing.T, bucket, want string) {
 	}
 }
 
-func awaitRetention(t *testing.T, bucket, want string) {
+func (store *s3Store) awaitRetention(t *testing.T, bucket, want string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("the default retention of bucket %s is %q", bucket, want), func(ctx context.Context) error {
-		got, err := retention(ctx, bucket)
+		got, err := store.retention(ctx, bucket)
 		if err == nil && got != want {
 			err = fmt.Errorf("it is %q", got)
 		}
@@ -76,7 +80,7 @@ func awaitRetention(t *testing.T, bucket, want string) {
 }
 
 // putRetention changes the default retention behind the daemon's back; no mode removes it.
-func putRetention(t *testing.T, bucket string, mode types.ObjectLockRetentionMode, days int32) {
+func (store *s3Store) putRetention(t *testing.T, bucket string, mode types.ObjectLockRetentionMode, days int32) {
 	t.Helper()
 	config := &types.ObjectLockConfiguration{ObjectLockEnabled: types.ObjectLockEnabledEnabled}
 	if mode != "" {
@@ -88,7 +92,7 @@ func putRetention(t *testing.T, bucket string, mode types.ObjectLockRetentionMod
 }
 
 // makeBucket creates a bucket behind the daemon's back.
-func makeBucket(t *testing.T, bucket string, lockable bool) {
+func (store *s3Store) makeBucket(t *testing.T, bucket string, lockable bool) {
 	t.Helper()
 	if _, err := store.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket, ObjectLockEnabledForBucket: &lockable}); err != nil {
 		t.Fatal(err)
@@ -96,13 +100,13 @@ func makeBucket(t *testing.T, bucket string, lockable bool) {
 }
 
 // makeVersioned creates a bucket with versioning and without object lock.
-func makeVersioned(t *testing.T, bucket string) {
+func (store *s3Store) makeVersioned(t *testing.T, bucket string) {
 	t.Helper()
-	makeBucket(t, bucket, false)
-	putVersioning(t, bucket, types.BucketVersioningStatusEnabled)
+	store.makeBucket(t, bucket, false)
+	store.putVersioning(t, bucket, types.BucketVersioningStatusEnabled)
 }
 
-func putVersioning(t *testing.T, bucket string, status types.BucketVersioningStatus) {
+func (store *s3Store) putVersioning(t *testing.T, bucket string, status types.BucketVersioningStatus) {
 	t.Helper()
 	if _, err := store.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
 		Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: status},
@@ -113,7 +117,7 @@ func putVersioning(t *testing.T, bucket string, status types.BucketVersioningSta
 
 // putObject writes an object; until is its retention, none if it is zero. It returns
 // the version.
-func putObject(t *testing.T, bucket, key string, until time.Time) string {
+func (store *s3Store) putObject(t *testing.T, bucket, key string, until time.Time) string {
 	t.Helper()
 	in := &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("snapshot")}
 	if !until.IsZero() {
@@ -127,7 +131,7 @@ func putObject(t *testing.T, bucket, key string, until time.Time) string {
 }
 
 // hideObject writes a delete marker, where the bucket has versions.
-func hideObject(t *testing.T, bucket, key string) {
+func (store *s3Store) hideObject(t *testing.T, bucket, key string) {
 	t.Helper()
 	if _, err := store.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: &key}); err != nil {
 		t.Fatal(err)
@@ -136,7 +140,7 @@ func hideObject(t *testing.T, bucket, key string) {
 
 // versions returns the keys of all versions and delete markers under a prefix, once
 // for each version.
-func versions(ctx context.Context, bucket, prefix string) ([]string, error) {
+func (store *s3Store) versions(ctx context.Context, bucket, prefix string) ([]string, error) {
 	var keys []string
 	pages := s3.NewListObjectVersionsPaginator(store, &s3.ListObjectVersionsInput{Bucket: &bucket, Prefix: &prefix})
 	for pages.HasMorePages() {
@@ -155,13 +159,30 @@ func versions(ctx context.Context, bucket, prefix string) ([]string, error) {
 	return keys, nil
 }
 
+// clear deletes all versions that are not in compliance mode, with the permission to do so.
+func (store *s3Store) clear(t *testing.T, bucket string) {
+	t.Helper()
+	pages := s3.NewListObjectVersionsPaginator(store, &s3.ListObjectVersionsInput{Bucket: &bucket})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(t.Context())
+		must(t, err)
+		for _, v := range page.Versions {
+			_, err := store.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: v.Key, VersionId: v.VersionId,
+				BypassGovernanceRetention: aws.Bool(true)})
+			must(t, err)
+		}
+	}
+}
+
 // isRevocation says that a key is a mark that stays for 30 days.
 func isRevocation(key string) bool {
 	return strings.HasPrefix(key, tombstones) && strings.Contains(key, "/revoked-")
 }
 
-// withoutRevoked leaves out the marks of each entry that has a revocation: they stay as long.
+// withoutRevoked leaves out the marks of each entry that has a revocation: they stay as long; and
+// what hardening tries a store out with.
 func withoutRevoked(keys []string) []string {
+	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, ".bucketwarden/checks/") })
 	revoked := map[string]bool{}
 	for _, key := range keys {
 		if isRevocation(key) {
@@ -171,9 +192,9 @@ func withoutRevoked(keys []string) []string {
 	return slices.DeleteFunc(keys, func(key string) bool { return revoked[path.Dir(key)] })
 }
 
-func checkVersions(t *testing.T, bucket, prefix string, want ...string) {
+func (store *s3Store) checkVersions(t *testing.T, bucket, prefix string, want ...string) {
 	t.Helper()
-	got, err := versions(t.Context(), bucket, prefix)
+	got, err := store.versions(t.Context(), bucket, prefix)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,10 +58,10 @@ func awaitEnd(t *testing.T, until time.Time) {
 }
 
 // awaitNoVersions waits until nothing is left under a prefix but marks that are revoked.
-func awaitNoVersions(t *testing.T, bucket, prefix string) {
+func (store *s3Store) awaitNoVersions(t *testing.T, bucket, prefix string) {
 	t.Helper()
 	eventually(t, "nothing is left under "+prefix+" in bucket "+bucket, func(ctx context.Context) error {
-		left, err := versions(ctx, bucket, prefix)
+		left, err := store.versions(ctx, bucket, prefix)
 		if left = withoutRevoked(left); err == nil && len(left) > 0 {
 			err = fmt.Errorf("left are %v", left)
 		}
@@ -73,81 +73,85 @@ func awaitNoVersions(t *testing.T, bucket, prefix string) {
 // nothing else does.
 func TestRetainedObjectsAreSwept(t *testing.T) {
 	t.Parallel()
-	inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
-		d := startDaemon(t)
-		name, _ := newShoot(t)
-		sibling := name + "0"
-		bucket := newName("bucket")
-		makeBucket(t, bucket, true)
-		createBucket(t, bucketObject(bucket, d.kind, nil))
-		createEntry(t, entryObject(name, d.kind, bucket))
-		createEntry(t, entryObject(sibling, d.kind, bucket))
-		for _, entry := range []string{name, sibling} {
-			waitHealthy(t, entries, entry)
-		}
-		waitHealthy(t, buckets, bucket)
-		until := retainFor(retention)
-		retained, other, foreign := name+"/etcd-main/v2/Full", sibling+"/etcd-main/v2/Full", "foreign/object"
-		putObject(t, bucket, retained, until)
-		putObject(t, bucket, retained+"-free", noRetention)
-		putObject(t, bucket, other, noRetention)
-		putObject(t, bucket, foreign, noRetention)
-
-		remove(t, entries, name)
-		waitGone(t, entries, name)
-		left, err := versions(t.Context(), bucket, name+"/")
-		must(t, err)
-		marks, err := versions(t.Context(), bucket, tombstones)
-		must(t, err)
-		late(until)
-		mustEqual(t, "what is left", left, []string{retained})
-		if len(marks) != 1 || !strings.HasPrefix(marks[0], tombstones+name+"/deleted-"+until.UTC().Format("20060102T150405Z")+"-1-") {
-			t.Errorf("tombstones are %v", marks)
-		}
-		awaitEvent(t, "ObjectsRetained", name, "1 objects", until.UTC().Format(time.RFC3339))
-		label := "bucket=" + bucket
-		eventually(t, "the metrics tell of it", func(ctx context.Context) error {
-			var got []float64
-			for _, metric := range []string{"tombstones", "retained_objects", "next_sweep_timestamp_seconds"} {
-				got = append(got, d.value(t, "bucketwarden_backupbucket_"+metric, label))
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
+			d := startDaemon(t)
+			name, _ := newShoot(t)
+			sibling := name + "0"
+			bucket := newName("bucket")
+			store.makeBucket(t, bucket, true)
+			store.createBucket(t, bucketObject(bucket, d.kind, nil))
+			store.createEntry(t, entryObject(name, d.kind, bucket))
+			store.createEntry(t, entryObject(sibling, d.kind, bucket))
+			for _, entry := range []string{name, sibling} {
+				waitHealthy(t, entries, entry)
 			}
+			waitHealthy(t, buckets, bucket)
+			until := retainFor(retention)
+			retained, other, foreign := name+"/etcd-main/v2/Full", sibling+"/etcd-main/v2/Full", "foreign/object"
+			store.putObject(t, bucket, retained, until)
+			store.putObject(t, bucket, retained+"-free", noRetention)
+			store.putObject(t, bucket, other, noRetention)
+			store.putObject(t, bucket, foreign, noRetention)
+
+			remove(t, entries, name)
+			waitGone(t, entries, name)
+			left, err := store.versions(t.Context(), bucket, name+"/")
+			must(t, err)
+			marks, err := store.versions(t.Context(), bucket, tombstones)
+			must(t, err)
 			late(until)
-			if want := []float64{1, 1, float64(until.Unix())}; !slices.Equal(got, want) {
-				return fmt.Errorf("they are %v, want %v", got, want)
+			mustEqual(t, "what is left", left, []string{retained})
+			if len(marks) != 1 || !strings.HasPrefix(marks[0], tombstones+name+"/deleted-"+until.UTC().Format("20060102T150405Z")+"-1-") {
+				t.Errorf("tombstones are %v", marks)
 			}
-			return nil
-		})
+			awaitEvent(t, "ObjectsRetained", name, "1 objects", until.UTC().Format(time.RFC3339))
+			label := "bucket=" + bucket
+			eventually(t, "the metrics tell of it", func(ctx context.Context) error {
+				var got []float64
+				for _, metric := range []string{"tombstones", "retained_objects", "next_sweep_timestamp_seconds"} {
+					got = append(got, d.value(t, "bucketwarden_backupbucket_"+metric, label))
+				}
+				late(until)
+				if want := []float64{1, 1, float64(until.Unix())}; !slices.Equal(got, want) {
+					return fmt.Errorf("they are %v, want %v", got, want)
+				}
+				return nil
+			})
 
-		awaitEnd(t, until)
-		awaitNoVersions(t, bucket, name+"/")
-		awaitNoVersions(t, bucket, tombstones)
-		checkVersions(t, bucket, "", foreign, other)
-		awaitEvent(t, "ObjectsDeleted", bucket, name)
-		d.awaitValue(t, 0, "bucketwarden_backupbucket_tombstones", label)
+			awaitEnd(t, until)
+			store.awaitNoVersions(t, bucket, name+"/")
+			store.awaitNoVersions(t, bucket, tombstones)
+			store.checkVersions(t, bucket, "", foreign, other)
+			awaitEvent(t, "ObjectsDeleted", bucket, name)
+			d.awaitValue(t, 0, "bucketwarden_backupbucket_tombstones", label)
+		})
 	})
 }
 
 // A restart forgets nothing: the bucket is the ledger.
 func TestSweepAfterRestart(t *testing.T) {
 	t.Parallel()
-	inTime(t, 8*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
-		d := startDaemon(t)
-		name, _ := newShoot(t)
-		bucket := newName("bucket")
-		makeBucket(t, bucket, true)
-		createBucket(t, bucketObject(bucket, d.kind, nil))
-		createEntry(t, entryObject(name, d.kind, bucket))
-		waitHealthy(t, entries, name)
-		waitHealthy(t, buckets, bucket)
-		until := retainFor(retention)
-		putObject(t, bucket, name+"/etcd-main/v2/Full", until)
-		remove(t, entries, name)
-		waitGone(t, entries, name)
-		late(until)
-		d.Kill()
-		d.start(t)
-		awaitEnd(t, until)
-		awaitNoVersions(t, bucket, "")
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		inTime(t, 8*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
+			d := startDaemon(t)
+			name, _ := newShoot(t)
+			bucket := newName("bucket")
+			store.makeBucket(t, bucket, true)
+			store.createBucket(t, bucketObject(bucket, d.kind, nil))
+			store.createEntry(t, entryObject(name, d.kind, bucket))
+			waitHealthy(t, entries, name)
+			waitHealthy(t, buckets, bucket)
+			until := retainFor(retention)
+			store.putObject(t, bucket, name+"/etcd-main/v2/Full", until)
+			remove(t, entries, name)
+			waitGone(t, entries, name)
+			late(until)
+			d.Kill()
+			d.start(t)
+			awaitEnd(t, until)
+			store.awaitNoVersions(t, bucket, "")
+		})
 	})
 }
 
@@ -155,44 +159,46 @@ func TestSweepAfterRestart(t *testing.T) {
 // bucketwarden does may replace a tag.
 func TestTagsSurvive(t *testing.T) {
 	t.Parallel()
-	d := startDaemon(t)
-	proxy := startProxy(t, minio)
-	name, _ := newShoot(t)
-	bucket := newName("bucket")
-	makeBucket(t, bucket, true)
-	createBucket(t, bucketObject(bucket, d.kind, nil))
-	waitHealthy(t, buckets, bucket)
-	key := name + "/etcd-main/v2/Full"
-	// Of a MinIO that is thrown away, nothing has to go.
-	putObject(t, bucket, key, retainFor(day))
-	tags := []types.Tag{{Key: aws.String("other"), Value: aws.String("kept")}, {Key: aws.String("x-etcd-snapshot-exclude"), Value: aws.String("true")}}
-	if _, err := store.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &bucket, Key: &key, Tagging: &types.Tagging{TagSet: tags}}); err != nil {
-		t.Fatal(err)
-	}
-	check := func() {
-		t.Helper()
-		got, err := store.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &bucket, Key: &key})
-		if err != nil {
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		d := startDaemon(t)
+		proxy := store.proxy(t)
+		name, _ := newShoot(t)
+		bucket := newName("bucket")
+		store.makeBucket(t, bucket, true)
+		store.createBucket(t, bucketObject(bucket, d.kind, nil))
+		waitHealthy(t, buckets, bucket)
+		key := name + "/etcd-main/v2/Full"
+		// Of a MinIO that is thrown away, nothing has to go.
+		store.putObject(t, bucket, key, retainFor(day))
+		tags := []types.Tag{{Key: aws.String("other"), Value: aws.String("kept")}, {Key: aws.String("x-etcd-snapshot-exclude"), Value: aws.String("true")}}
+		if _, err := store.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &bucket, Key: &key, Tagging: &types.Tagging{TagSet: tags}}); err != nil {
 			t.Fatal(err)
 		}
-		slices.SortFunc(got.TagSet, func(x, y types.Tag) int { return strings.Compare(*x.Key, *y.Key) })
-		mustEqual(t, "tags", got.TagSet, tags)
-	}
-	for range 2 {
-		writeSecret(t, secretName(entries, name), minio.SecretData(proxy.URL))
-		create(t, entries, entryObject(name, d.kind, bucket))
-		waitHealthy(t, entries, name)
-		check()
-		remove(t, entries, name)
-		waitGone(t, entries, name)
-		d.awaitPasses(t, "sweeps", 2)
-		check()
-	}
-	for operation := range proxy.Counts() {
-		if strings.Contains(operation, "Tagging") {
-			t.Errorf("a request %s", operation)
+		check := func() {
+			t.Helper()
+			got, err := store.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &bucket, Key: &key})
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.SortFunc(got.TagSet, func(x, y types.Tag) int { return strings.Compare(*x.Key, *y.Key) })
+			mustEqual(t, "tags", got.TagSet, tags)
 		}
-	}
+		for range 2 {
+			writeSecret(t, secretName(entries, name), store.SecretData(proxy.URL))
+			create(t, entries, entryObject(name, d.kind, bucket))
+			waitHealthy(t, entries, name)
+			check()
+			remove(t, entries, name)
+			waitGone(t, entries, name)
+			d.awaitPasses(t, "sweeps", 2)
+			check()
+		}
+		for operation := range proxy.Counts() {
+			if strings.Contains(operation, "Tagging") {
+				t.Errorf("a request %s", operation)
+			}
+		}
+	})
 }
 
 // cluster is an API server with a daemon of its own, as a seed.
@@ -201,17 +207,18 @@ type cluster struct {
 	kube *env.Kube
 	env.Gardenlet
 	daemon *env.Daemon
+	store  *s3Store
 	bucket string
 }
 
-func startCluster(t *testing.T, bucket string, namespaces ...string) *cluster {
+func startCluster(t *testing.T, store *s3Store, bucket string, namespaces ...string) *cluster {
 	t.Helper()
 	k, err := env.StartKube(t.Context(), binaries.Testkube)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Stop)
-	c := &cluster{t: t, kube: k, Gardenlet: env.Gardenlet{Kube: k}, bucket: bucket}
+	c := &cluster{t: t, kube: k, Gardenlet: env.Gardenlet{Kube: k}, store: store, bucket: bucket}
 	for _, namespace := range append(namespaces, gardenNamespace) {
 		c.must(c.Namespace(t.Context(), namespace))
 	}
@@ -224,8 +231,8 @@ func startCluster(t *testing.T, bucket string, namespaces ...string) *cluster {
 			t.Errorf("log of the daemon of bucket %s:\n%s", bucket, log)
 		}
 	})
-	c.must(c.Secret(t.Context(), "bucket-"+bucket, minio.SecretData(minio.Endpoint)))
-	c.must(c.Bucket(t.Context(), bucket, "s3", minio.Region, nil))
+	c.must(c.Secret(t.Context(), "bucket-"+bucket, c.store.secret()))
+	c.must(c.Bucket(t.Context(), bucket, "s3", c.store.Region, nil))
 	c.await(buckets, bucket, env.Healthy)
 	return c
 }
@@ -246,8 +253,8 @@ func (c *cluster) await(resource schema.GroupVersionResource, name string, condi
 // entry creates an entry, as gardenlet does when a control plane is created or restored.
 func (c *cluster) entry(name, bucket string) {
 	c.t.Helper()
-	c.must(c.Secret(c.t.Context(), "entry-"+name, minio.SecretData(minio.Endpoint)))
-	c.must(c.Entry(c.t.Context(), name, bucket, "s3", minio.Region))
+	c.must(c.Secret(c.t.Context(), "entry-"+name, c.store.secret()))
+	c.must(c.Entry(c.t.Context(), name, bucket, "s3", c.store.Region))
 	c.await(entries, name, env.Healthy)
 }
 
@@ -306,56 +313,58 @@ func (c *cluster) sweeps(n float64) {
 // bucket of A must not cost the cluster its backups once it lives on A again.
 func TestMigrationThereAndBack(t *testing.T) {
 	t.Parallel()
-	inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
-		name, namespace := newShoot(t)
-		bucketA, bucketB := newName("seed-a"), newName("seed-b")
-		makeBucket(t, bucketA, true)
-		makeBucket(t, bucketB, true)
-		a, b := startCluster(t, bucketA, namespace), startCluster(t, bucketB, namespace)
-		old, free := name+"/etcd-main/v2/Full-1", name+"/etcd-main/v2/Full-0"
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		inTime(t, 15*time.Second, func(t *testing.T, retention time.Duration, late func(time.Time)) {
+			name, namespace := newShoot(t)
+			bucketA, bucketB := newName("seed-a"), newName("seed-b")
+			store.makeBucket(t, bucketA, true)
+			store.makeBucket(t, bucketB, true)
+			a, b := startCluster(t, store, bucketA, namespace), startCluster(t, store, bucketB, namespace)
+			old, free := name+"/etcd-main/v2/Full-1", name+"/etcd-main/v2/Full-0"
 
-		a.entry(name, bucketA)
-		until := retainFor(retention)
-		putObject(t, bucketA, old, until)
-		putObject(t, bucketA, free, noRetention)
+			a.entry(name, bucketA)
+			until := retainFor(retention)
+			store.putObject(t, bucketA, old, until)
+			store.putObject(t, bucketA, free, noRetention)
 
-		// A to B: the backups are copied out of the bucket of A, then deleted there.
-		a.migrate(name)
-		b.entry(name, bucketB)
-		putObject(t, bucketB, name+"/etcd-main/v2/Full-2", noRetention)
-		b.entry("source-"+name, bucketA)
-		b.gone("source-" + name)
-		left, err := versions(t.Context(), bucketA, name+"/")
-		must(t, err)
-		marks, err := versions(t.Context(), bucketA, tombstones)
-		must(t, err)
-		late(until)
-		mustEqual(t, "what is left in the bucket of A", left, []string{old})
-		if marks = slices.DeleteFunc(marks, isRevocation); len(marks) != 1 {
-			t.Fatalf("tombstones in the bucket of A: %v", marks)
-		}
+			// A to B: the backups are copied out of the bucket of A, then deleted there.
+			a.migrate(name)
+			b.entry(name, bucketB)
+			store.putObject(t, bucketB, name+"/etcd-main/v2/Full-2", noRetention)
+			b.entry("source-"+name, bucketA)
+			b.gone("source-" + name)
+			left, err := store.versions(t.Context(), bucketA, name+"/")
+			must(t, err)
+			marks, err := store.versions(t.Context(), bucketA, tombstones)
+			must(t, err)
+			late(until)
+			mustEqual(t, "what is left in the bucket of A", left, []string{old})
+			if marks = slices.DeleteFunc(marks, isRevocation); len(marks) != 1 {
+				t.Fatalf("tombstones in the bucket of A: %v", marks)
+			}
 
-		// B to A: the cluster lives under the same prefix again, while the old tombstone becomes due.
-		b.migrate(name)
-		a.entry(name, bucketA)
-		marks, err = versions(t.Context(), bucketA, tombstones)
-		must(t, err)
-		late(until)
-		if !slices.ContainsFunc(marks, isRevocation) {
-			t.Errorf("the tombstone was not revoked: %v", marks)
-		}
-		live := name + "/etcd-main/v2/Full-3"
-		putObject(t, bucketA, live, noRetention)
-		awaitEnd(t, until.Add(2*time.Second))
-		a.sweeps(3)
-		checkVersions(t, bucketA, name+"/", old, live)
+			// B to A: the cluster lives under the same prefix again, while the old tombstone becomes due.
+			b.migrate(name)
+			a.entry(name, bucketA)
+			marks, err = store.versions(t.Context(), bucketA, tombstones)
+			must(t, err)
+			late(until)
+			if !slices.ContainsFunc(marks, isRevocation) {
+				t.Errorf("the tombstone was not revoked: %v", marks)
+			}
+			live := name + "/etcd-main/v2/Full-3"
+			store.putObject(t, bucketA, live, noRetention)
+			awaitEnd(t, until.Add(2*time.Second))
+			a.sweeps(3)
+			store.checkVersions(t, bucketA, name+"/", old, live)
 
-		// The copy in the bucket of B goes, then the cluster itself.
-		a.entry("source-"+name, bucketB)
-		a.gone("source-" + name)
-		awaitNoVersions(t, bucketB, "")
-		checkVersions(t, bucketA, name+"/", old, live)
-		a.gone(name)
-		awaitNoVersions(t, bucketA, "")
+			// The copy in the bucket of B goes, then the cluster itself.
+			a.entry("source-"+name, bucketB)
+			a.gone("source-" + name)
+			store.awaitNoVersions(t, bucketB, "")
+			store.checkVersions(t, bucketA, name+"/", old, live)
+			a.gone(name)
+			store.awaitNoVersions(t, bucketA, "")
+		})
 	})
 }

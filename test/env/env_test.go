@@ -353,7 +353,7 @@ func TestMinIO(t *testing.T) {
 
 func testMinIO(t *testing.T, minio *MinIO) {
 	ctx := t.Context()
-	proxy, err := StartProxy(minio)
+	proxy, err := StartProxy(&minio.S3Server)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,26 +1,21 @@
+// MinIO, an S3 server in one process, built from source. It is started in a fraction of a
+// second, so a test may have one of its own.
+//
+// Rules: its data is in a directory that Stop removes; it gets only the environment that is
+// written here; its port was free a moment ago, and another one is tried if it no longer is.
+
 package env
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
@@ -38,14 +33,7 @@ type MinIOOptions struct {
 
 // MinIO is a running MinIO with one drive and its root user.
 type MinIO struct {
-	// Endpoint is the URL of the S3 API.
-	Endpoint        string
-	Region          string
-	AccessKeyID     string
-	SecretAccessKey string
-	// CAPEM is the certificate of the CA, nil without TLS.
-	CAPEM []byte
-
+	S3Server
 	binary, dir, address string
 	process              *Process
 }
@@ -57,16 +45,9 @@ func StartMinIO(ctx context.Context, options MinIOOptions) (_ *MinIO, err error)
 		return nil, fmt.Errorf("making the data directory of MinIO: %w", err)
 	}
 	m := &MinIO{
-		Region: options.Region,
-		// Credentials nobody else has also tell this MinIO from whatever else
-		// may answer on its port.
-		AccessKeyID:     rand.Text(),
-		SecretAccessKey: rand.Text(),
-		binary:          options.Binary,
-		dir:             dir,
-	}
-	if m.Region == "" {
-		m.Region = "us-east-1"
+		S3Server: newS3Server(options.Region),
+		binary:   options.Binary,
+		dir:      dir,
 	}
 	defer func() {
 		if err != nil {
@@ -158,112 +139,5 @@ func (m *MinIO) RSS() (int64, error) { return m.process.RSS() }
 // Log returns what MinIO has written to stderr since it was last started.
 func (m *MinIO) Log() string { return m.process.Log() }
 
-// S3 returns a client with MinIO's root credentials for MinIO's own endpoint
-// or that of a proxy in front of it.
-func (m *MinIO) S3(endpoint string) *s3.Client {
-	return s3.New(s3.Options{
-		BaseEndpoint: aws.String(endpoint),
-		Region:       m.Region,
-		UsePathStyle: true,
-		Credentials:  credentials.NewStaticCredentialsProvider(m.AccessKeyID, m.SecretAccessKey, ""),
-		HTTPClient:   &http.Client{Transport: m.transport()},
-	})
-}
-
-// SecretData returns the data of a secret with which bucketwarden reaches
-// MinIO at its own endpoint or that of a proxy in front of it.
-func (m *MinIO) SecretData(endpoint string) map[string][]byte {
-	data := map[string][]byte{
-		"accessKeyID":      []byte(m.AccessKeyID),
-		"secretAccessKey":  []byte(m.SecretAccessKey),
-		"region":           []byte(m.Region),
-		"endpoint":         []byte(endpoint),
-		"s3ForcePathStyle": []byte("true"),
-	}
-	if m.CAPEM != nil {
-		data["trustedCaCert"] = m.CAPEM
-	}
-	return data
-}
-
-// transport returns a transport that trusts MinIO's CA. It does not decompress
-// by itself, because a proxy must pass on what it got.
-func (m *MinIO) transport() *http.Transport {
-	t := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100, IdleConnTimeout: time.Minute}
-	if m.CAPEM != nil {
-		pool := x509.NewCertPool()
-		pool.AppendCertsFromPEM(m.CAPEM)
-		t.TLSClientConfig = &tls.Config{RootCAs: pool}
-	}
-	return t
-}
-
 func (m *MinIO) certsDir() string { return filepath.Join(m.dir, "certs") }
 func (m *MinIO) dataDir() string  { return filepath.Join(m.dir, "data") }
-
-// freeAddress returns an address of 127.0.0.1 on which nothing listened a
-// moment ago.
-func freeAddress(ctx context.Context) (string, error) {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	if err := listener.Close(); err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	return listener.Addr().String(), nil
-}
-
-// writeCertificate writes a certificate for 127.0.0.1 and its key under the
-// names MinIO expects, and returns the certificate of the CA that signed it.
-func writeCertificate(dir string) (caPEM []byte, err error) {
-	now := time.Now()
-	ca := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "bucketwarden test CA"},
-		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(24 * time.Hour),
-		KeyUsage:              x509.KeyUsageCertSign,
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	server := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: "minio"},
-		NotBefore:    ca.NotBefore,
-		NotAfter:     ca.NotAfter,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generating the CA's key: %w", err)
-	}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	if err != nil {
-		return nil, fmt.Errorf("signing the CA's certificate: %w", err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generating MinIO's key: %w", err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encoding MinIO's key: %w", err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, server, ca, key.Public(), caKey)
-	if err != nil {
-		return nil, fmt.Errorf("signing MinIO's certificate: %w", err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"public.crt":  {Type: "CERTIFICATE", Bytes: der},
-		"private.key": {Type: "PRIVATE KEY", Bytes: keyDER},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			return nil, fmt.Errorf("writing MinIO's certificate: %w", err)
-		}
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}), nil
-}

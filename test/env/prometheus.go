@@ -1,7 +1,6 @@
 package env
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -41,58 +40,9 @@ func EnsurePrometheus(ctx context.Context, progress io.Writer) (PrometheusBinari
 	if exists(root) {
 		return bin, nil
 	}
-	for _, name := range []string{"apt-get", "dpkg-deb"} {
-		if _, err := exec.LookPath(name); err != nil {
-			return PrometheusBinaries{}, fmt.Errorf("unpacking the package prometheus: on this system, please install prometheus and promtool, so that they are in PATH: %w", err)
-		}
-	}
 	return bin, b.report(ctx, "unpacking the distribution's package prometheus", func() error {
-		dir, err := os.MkdirTemp(b.cache, "prometheus-unpack-")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		if err := downloadPackage(ctx, dir, "prometheus"); err != nil {
-			return err
-		}
-		packages, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-		if err != nil || len(packages) != 1 {
-			return fmt.Errorf("apt-get download prometheus: want one package, got %q: %w", packages, err)
-		}
-		unpacked := filepath.Join(dir, "unpacked")
-		if err := command(ctx, dir, "dpkg-deb", "-x", packages[0], unpacked); err != nil {
-			return err
-		}
-		return os.Rename(unpacked, root)
+		return b.unpack(ctx, root, false, nil, "prometheus")
 	})
-}
-
-// downloadPackage downloads a package of the distribution, which needs no root; but the
-// lists of packages may be missing or out of date.
-func downloadPackage(ctx context.Context, dir, name string) error {
-	download := func() error { return command(ctx, dir, "apt-get", "download", name) }
-	err := download()
-	if err == nil {
-		return nil
-	}
-	update := []string{"apt-get", "update"}
-	if os.Geteuid() != 0 {
-		update = append([]string{"sudo", "-n"}, update...)
-	}
-	if updateErr := command(ctx, dir, update...); updateErr != nil {
-		return fmt.Errorf("please install the package %s, or run apt-get update as root: %w", name, errors.Join(err, updateErr))
-	}
-	return download()
-}
-
-// command runs a command and returns its output with the error.
-func command(ctx context.Context, dir string, args ...string) error {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Dir = dir
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", cmd, err, bytes.TrimSpace(output))
-	}
-	return nil
 }
 
 // PrometheusOptions says how Prometheus is started.

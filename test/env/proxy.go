@@ -34,7 +34,7 @@ type Fault struct {
 	Hang, Close, Drip bool
 }
 
-// Proxy is an HTTP proxy in front of MinIO that counts the requests by
+// Proxy is an HTTP proxy in front of an S3 server that counts the requests by
 // operation and injects faults.
 type Proxy struct {
 	URL string
@@ -45,9 +45,9 @@ type Proxy struct {
 	fault  func(Request) *Fault
 }
 
-// StartProxy starts a proxy in front of MinIO. It serves plain HTTP, also when
-// MinIO serves TLS.
-func StartProxy(m *MinIO) (*Proxy, error) {
+// StartProxy starts a proxy in front of an S3 server. It serves plain HTTP, also when
+// the server serves TLS.
+func StartProxy(m *S3Server) (*Proxy, error) {
 	target, err := url.Parse(m.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("starting the proxy: %w", err)

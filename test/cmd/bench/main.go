@@ -91,7 +91,7 @@ func run(ctx context.Context, entries, many, versions, blobs, purge, reviews int
 		return err
 	}
 	defer b.minio.Stop()
-	if b.proxy, err = env.StartProxy(b.minio); err != nil {
+	if b.proxy, err = env.StartProxy(&b.minio.S3Server); err != nil {
 		return err
 	}
 	defer b.proxy.Stop()

@@ -25,7 +25,7 @@ func (b *bench) trouble(ctx context.Context) (err error) {
 	}
 	var proxies []*env.Proxy
 	for range 3 {
-		proxy, err := env.StartProxy(b.minio)
+		proxy, err := env.StartProxy(&b.minio.S3Server)
 		if err != nil {
 			return err
 		}

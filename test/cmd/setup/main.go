@@ -1,10 +1,11 @@
 // Command setup builds or fetches what the end-to-end tests run: kube-apiserver with etcd,
-// MinIO, Azurite, kubectl, Helm, Prometheus, and bucketwarden with the race detector. They
+// MinIO, Azurite, Ceph, kubectl, Helm, Prometheus, and bucketwarden with the race detector. They
 // would do it by themselves, but go test does not show the progress of a long build.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -40,8 +41,19 @@ func setup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	where := ""
+	ceph, err := env.EnsureCeph(ctx, os.Stderr)
+	switch {
+	case errors.Is(err, env.ErrUnavailable):
+		where = "tests that need it are skipped: " + err.Error()
+	case err != nil:
+		return err
+	default:
+		where = ceph.Where()
+	}
 	for _, built := range [][2]string{{"testkube", bin.Testkube}, {"MinIO", bin.MinIO}, {"Azurite", bin.Azurite}, {"kubectl", local.Kubectl},
-		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"bucketwarden with -race", bin.Daemon}} {
+		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"Ceph", where},
+		{"bucketwarden with -race", bin.Daemon}} {
 		fmt.Printf("%s: %s\n", built[0], built[1])
 	}
 	return nil
