@@ -25,6 +25,8 @@ import (
 const (
 	purgeInFlight = 3
 	purgeAttempts = 4
+	// purgeMaxWait is the longest wait that a store may ask for within a pass; a longer one is the queue's.
+	purgeMaxWait = 20 * time.Second
 	// purgeRounds bounds how often a list is read anew because something went.
 	purgeRounds = 10
 	// purgeWork is how many versions one pass looks at, so that others get their turn.
@@ -448,8 +450,9 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 		next, err := p.attempt(ctx, part, presumed)
 		switch {
 		case err == nil && len(next.again) > 0:
-			if err = next.err; attempt < purgeAttempts {
-				err = sleep(ctx, p.traits.backoff(attempt))
+			after := retryAfter(next.err)
+			if err = next.err; attempt < purgeAttempts && after <= purgeMaxWait {
+				err = sleep(ctx, max(after, p.traits.backoff(attempt)))
 			}
 			attempt++
 		case err == nil:

@@ -26,9 +26,11 @@ const (
 	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	azureMaxExtensions = 5
 
-	azureMaxRetries    = 3
-	azureRetryDelay    = 800 * time.Millisecond
-	azureMaxRetryDelay = 30 * time.Second
+	azureMaxRetries = 3
+	azureRetryDelay = 800 * time.Millisecond
+	// azureMaxRetryDelay is the longest Retry-After that is waited for within a pass. What is longer ends the request: the
+	// error says when to come back.
+	azureMaxRetryDelay = 20 * time.Second
 	azureTryTimeout    = time.Minute
 	azurePollInterval  = 2 * time.Second
 	azureWriteRounds   = 4

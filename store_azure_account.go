@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
@@ -98,13 +99,32 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 		parameters.Properties.KeyPolicy = &armstorage.KeyPolicy{KeyExpirationPeriodInDays: &b.KeyExpirationDays}
 	}
 	_, err = azureCall(ctx, "StorageAccounts.Create", func(ctx context.Context) (armstorage.AccountsClientCreateResponse, error) {
-		poller, err := b.accounts.BeginCreate(ctx, b.Name, b.Account, parameters, nil)
+		var first *http.Response
+		poller, err := b.accounts.BeginCreate(policy.WithCaptureResponse(ctx, &first), b.Name, b.Account, parameters, nil)
 		if err != nil {
 			return armstorage.AccountsClientCreateResponse{}, err
 		}
-		return poller.PollUntilDone(ctx, &runtime.PollUntilDoneOptions{Frequency: b.clients.pollInterval})
+		return awaitAzure(ctx, poller, first, b.clients.pollInterval)
 	})
 	return b.failIf(err)
+}
+
+// awaitAzure polls an operation until it is done, no sooner than the answers say. It does not wait within a pass for longer than
+// azureMaxRetryDelay at a time: the next pass looks again. The SDK's own way waits however long it is told.
+func awaitAzure[T any](ctx context.Context, poller *runtime.Poller[T], response *http.Response, every time.Duration) (out T, err error) {
+	for pause := time.Duration(0); !poller.Done(); pause = every {
+		delay := azureDelay(response, time.Now())
+		if delay > azureMaxRetryDelay {
+			return out, &azureUnfinished{status: response.StatusCode, after: delay}
+		}
+		if err := sleep(ctx, max(delay, pause)); err != nil {
+			return out, err
+		}
+		if response, err = poller.Poll(ctx); err != nil {
+			return out, err
+		}
+	}
+	return poller.Result(ctx)
 }
 
 func accountProvisioning(account armstorage.Account) armstorage.ProvisioningState {

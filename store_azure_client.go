@@ -286,7 +286,7 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	return client, nil
 }
 
-// options are those of every SDK client. A longer Retry-After than MaxRetryDelay is not
+// options are those of every SDK client. It waits exactly as long as Retry-After says; a longer one than MaxRetryDelay is not
 // waited for: the queue has better things to do.
 func (c *azureClients) options() policy.ClientOptions {
 	return policy.ClientOptions{
@@ -364,6 +364,8 @@ type azureTokenError struct {
 		Error string `json:"error"`
 		Codes []int  `json:"error_codes"`
 	}
+	// after is how long that answer said to wait.
+	after time.Duration
 	// err is why there was none, or the SDK's error.
 	err error
 }
@@ -406,7 +408,7 @@ func recordAzureToken(r *policy.Request) (*http.Response, error) {
 	}
 	*failure = azureTokenError{err: err}
 	if err == nil {
-		failure.status = response.StatusCode
+		failure.status, failure.after = response.StatusCode, azureAfter(response, time.Now())
 		if body, err := runtime.Payload(response); err == nil {
 			_ = stdjson.Unmarshal(body, &failure.body) // what is no JSON has no codes
 		}

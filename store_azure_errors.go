@@ -16,7 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
@@ -29,6 +31,16 @@ func (e azureNonRetriable) Error() string { return string(e) }
 
 // NonRetriable marks the error for the SDK.
 func (azureNonRetriable) NonRetriable() {}
+
+// azureUnfinished says that an operation goes on, and that Azure does not want to be asked about it for longer than a pass waits.
+type azureUnfinished struct {
+	status int // of the last answer
+	after  time.Duration
+}
+
+func (e *azureUnfinished) Error() string {
+	return "the operation goes on; Azure wants to be asked about it later"
+}
 
 // azureCallError is a failed request with its operation.
 type azureCallError struct {
@@ -187,7 +199,7 @@ type azureSubject struct {
 	secrets []string
 }
 
-func (s *azureSubject) errorf(code errorCode, cause error, format string, args ...any) error {
+func (s *azureSubject) errorf(code errorCode, cause error, format string, args ...any) *storeError {
 	return &storeError{code: code, err: &azureFailure{text: fmt.Sprintf(format, args...), cause: cause}}
 }
 
@@ -207,8 +219,14 @@ func (s *azureSubject) fail(err error) error {
 		}
 	}
 	var token *azureTokenError
+	var unfinished *azureUnfinished
 	code, text := errorCode(""), ""
 	switch {
+	case errors.As(err, &unfinished):
+		code, text = codeRetryableDependencies, unfinished.Error()
+		if unfinished.status == http.StatusTooManyRequests {
+			code = codeRateLimitsExceeded
+		}
 	case errors.Is(err, context.Canceled):
 		text = "the request was canceled"
 	case errors.As(err, &token):
@@ -231,7 +249,63 @@ func (s *azureSubject) fail(err error) error {
 			text = s.clean(next.Error())
 		}
 	}
-	return s.errorf(code, err, "Azure %s for bucket %q failed: %s%s", operation, s.Name, text, about)
+	failure := s.errorf(code, err, "Azure %s for bucket %q failed: %s%s", operation, s.Name, text, about)
+	failure.after = azureRetryAfter(err)
+	return failure
+}
+
+// azureRetryAfter is how long the answer that an error is about said to wait, zero if it did not say.
+func azureRetryAfter(err error) time.Duration {
+	var token *azureTokenError
+	var unfinished *azureUnfinished
+	var response *azcore.ResponseError
+	switch {
+	case errors.As(err, &token):
+		return token.after
+	case errors.As(err, &unfinished):
+		return unfinished.after
+	case errors.As(err, &response) && response.RawResponse != nil:
+		return azureAfter(response.RawResponse, time.Now())
+	}
+	return 0
+}
+
+// azureMaxAfter keeps an absurd Retry-After from stopping a bucket for good.
+const azureMaxAfter = 24 * time.Hour
+
+// azureAfter is how long an answer says to wait, read from the headers that the SDK reads as well. Only answers about something
+// that passes count.
+func azureAfter(response *http.Response, now time.Time) time.Duration {
+	switch status := response.StatusCode; {
+	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests,
+		status >= http.StatusInternalServerError:
+	default:
+		return 0
+	}
+	return azureDelay(response, now)
+}
+
+// azureDelay is the delay that the headers of an answer ask for, whatever its status.
+func azureDelay(response *http.Response, now time.Time) time.Duration {
+	if response == nil {
+		return 0
+	}
+	for _, header := range []struct {
+		name string
+		unit time.Duration
+	}{{"Retry-After-Ms", time.Millisecond}, {"X-Ms-Retry-After-Ms", time.Millisecond}, {"Retry-After", time.Second}} {
+		value := response.Header.Get(header.name)
+		var after time.Duration
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
+			after = time.Duration(min(n, int64(azureMaxAfter/header.unit))) * header.unit
+		} else if at, err := http.ParseTime(value); err == nil {
+			after = min(at.Sub(now), azureMaxAfter)
+		}
+		if after > 0 {
+			return after
+		}
+	}
+	return 0
 }
 
 // tokenAnswer describes why there is no token.

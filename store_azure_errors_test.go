@@ -199,3 +199,89 @@ func TestAzureStoreDataPlaneErrors(t *testing.T) {
 		})
 	}
 }
+
+// What an answer says about when to come back is in the error, whatever its form, and the SDK asks no sooner itself.
+func TestAzureRetryAfter(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		status int
+		header map[string]string
+		want   time.Duration
+	}{
+		"seconds":                {429, map[string]string{"Retry-After": "120"}, 2 * time.Minute},
+		"a date":                 {503, map[string]string{"Retry-After": now.Add(90 * time.Second).Format(http.TimeFormat)}, 90 * time.Second},
+		"milliseconds":           {429, map[string]string{"retry-after-ms": "61500"}, 61500 * time.Millisecond},
+		"Microsoft milliseconds": {500, map[string]string{"x-ms-retry-after-ms": "1500"}, 1500 * time.Millisecond},
+		"the finest counts":      {429, map[string]string{"Retry-After": "2", "retry-after-ms": "1500"}, 1500 * time.Millisecond},
+		"one without sense":      {429, map[string]string{"Retry-After": "17", "retry-after-ms": "soon"}, 17 * time.Second},
+		"absurd":                 {429, map[string]string{"Retry-After": "9223372036854775807"}, 24 * time.Hour},
+		"absurd date":            {429, map[string]string{"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 24 * time.Hour},
+		"negative":               {429, map[string]string{"Retry-After": "-5"}, 0},
+		"past":                   {429, map[string]string{"Retry-After": now.Add(-time.Hour).Format(http.TimeFormat)}, 0},
+		"none":                   {429, nil, 0},
+		"a conflict":             {409, map[string]string{"Retry-After": "17"}, 17 * time.Second},
+		"of no passing fault":    {403, map[string]string{"Retry-After": "17"}, 0},
+	} {
+		response := &http.Response{StatusCode: c.status, Header: http.Header{}}
+		for header, value := range c.header {
+			response.Header.Set(header, value)
+		}
+		if got := azureAfter(response, now); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+	throttled := func(value string) func(http.ResponseWriter, *http.Request, string) bool {
+		return func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+			w.Header().Set("Retry-After", value)
+			fakeAzureError(w, 429, "TooManyRequests")
+			return true
+		}
+	}
+	check := func(f *fakeAzure, err error, calls string) {
+		t.Helper()
+		f.expect(calls)
+		if got := retryAfter(err); got != 2*time.Minute || !isThrottled(err) || codeOf(err) != codeRateLimitsExceeded {
+			t.Errorf("after %s, code %s: %v", got, codeOf(err), err)
+		}
+	}
+	// Of each kind of request one: read, write, list, poll, token, blobs, a batch.
+	f := newFakeAzure(t)
+	f.on["Container.GET"] = throttled("120")
+	_, err := f.open(f.ref()).Observe(t.Context())
+	check(f, err, "Container.GET")
+	f = newFakeAzure(t)
+	f.on["Policy.PUT"] = throttled("120")
+	check(f, f.open(f.ref()).SetPolicy(t.Context(), Policy{Days: 4}), "Container.GET Policy.PUT")
+	f = newFakeAzure(t)
+	f.on["Account.listKeys"] = throttled("120")
+	_, err = f.open(f.ref()).Keys(t.Context())
+	check(f, err, "Account.listKeys")
+	f = newFakeAzure(t)
+	f.account, f.container = false, false
+	f.on["Poll"] = throttled("120")
+	check(f, f.open(f.ref()).Create(t.Context(), true), "Container.GET Account.GET Account.PUT Poll")
+	f = newFakeAzure(t)
+	f.on["Token"] = throttled("120")
+	_, err = f.open(f.ref()).Observe(t.Context())
+	check(f, err, "")
+	f = newFakeAzure(t)
+	f.on["List"] = throttled("120")
+	_, err = testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+	check(f, err, "List")
+	f = newFakeAzure(t)
+	f.addBlobs(3, "a/", func(int) time.Duration { return time.Hour })
+	f.on["Batch"] = throttled("120")
+	_, err = testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+	check(f, err, "List Batch")
+	// A short one is waited for within the pass, exactly.
+	f = newFakeAzure(t)
+	f.script("Container.GET", throttled("1"))
+	start := time.Now()
+	if _, err := f.open(f.ref()).Observe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took < time.Second || took > 5*time.Second {
+		t.Errorf("asked again after %s", took)
+	}
+	f.expect("Container.GET Container.GET")
+}

@@ -128,7 +128,7 @@ func (p *memoryProvider) open(ref bucketRef, credentials map[string][]byte) (*me
 	case key == "":
 		return nil, configErrorf("the credentials secret lacks %s", memoryKey)
 	case !s3BucketNamePattern.MatchString(ref.Name):
-		return nil, &storeError{codeConfigurationProblem, fmt.Errorf("the bucket name %q is not allowed: %w", ref.Name, errNotOurBucket)}
+		return nil, &storeError{code: codeConfigurationProblem, err: fmt.Errorf("the bucket name %q is not allowed: %w", ref.Name, errNotOurBucket)}
 	}
 	return &memoryStore{p, ref, key}, nil
 }
@@ -234,7 +234,7 @@ func (s *memoryStore) SetPolicy(ctx context.Context, p Policy) error {
 	case err != nil:
 		return err
 	case state.Policy.Locked:
-		return &storeError{codeConfigurationProblem, fmt.Errorf("bucket %q has a %s, which can only be extended", s.Name, state.Policy)}
+		return &storeError{code: codeConfigurationProblem, err: fmt.Errorf("bucket %q has a %s, which can only be extended", s.Name, state.Policy)}
 	}
 	return s.putPolicy(ctx, p)
 }
