@@ -1,6 +1,6 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader). The rules of each method are here; an implementation has only what differs.
+// accountStore, extensionLimit, uploader, leaser). The rules of each method are here; an implementation has only what differs.
 
 package main
 
@@ -40,6 +40,13 @@ type versions interface {
 // uploader is a versions that may hold incomplete multipart uploads. Only remove takes them.
 type uploader interface {
 	uploads(ctx context.Context, prefix string) iter.Seq2[page, error]
+}
+
+// leaser is a versions where somebody may hold a lease on an object, which keeps it from being deleted as long as it lasts, and
+// it need not end. Whoever may delete the object may end the lease.
+type leaser interface {
+	// breakLease ends the lease on a version that is to be deleted: one request. The permit was asked right before.
+	breakLease(ctx context.Context, v version) error
 }
 
 // version is one thing in a bucket that can be deleted by itself.
@@ -85,6 +92,8 @@ const (
 	removalFailed removalOutcome = iota
 	removalGone
 	removalRetained
+	// removalLeased: somebody holds a lease on it. Only of a leaser.
+	removalLeased
 	// removalRefused: the store refused the whole batch, because of this version or another.
 	removalRefused
 	// removalAgain: worth another attempt, after a pause.

@@ -18,6 +18,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/storage/armstorage/v2"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 )
 
 const (
@@ -407,15 +408,22 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 			return b.errorf("", errBucketNotEmpty, "bucket %q cannot be deleted: %s", b.Name, errBucketNotEmpty)
 		}
 	}
-	if err := leave.ask(ctx); err != nil {
-		return err
+	err = b.deleteContainer(ctx, leave)
+	if azureErrorCode(err) == azureLeased {
+		if err := b.breakContainerLease(ctx, leave, blobs, subject); err != nil {
+			return err
+		}
+		err = b.deleteContainer(ctx, leave)
 	}
-	_, err = azureCall(ctx, "BlobContainers.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteResponse, error) {
-		return b.containers.Delete(ctx, b.Name, b.Account, b.Name, nil)
-	})
+	var refused *permitError
 	switch {
 	case err == nil, azureGone(err):
 		return nil
+	case errors.As(err, &refused):
+		return refused.err
+	case azureErrorCode(err) == azureLeased:
+		return &waitError{reason: fmt.Sprintf("somebody holds a lease on container %s, and took it anew after it was broken", b.Name),
+			after: azureHoldRetry}
 	case !azureKept[azureErrorCode(err)]:
 		return b.fail(err)
 	}
@@ -424,4 +432,37 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 	}
 	return &waitError{reason: fmt.Sprintf("Azure keeps container %s because of its immutability policy (%s)", b.Name, azureErrorCode(err)),
 		after: azureHoldRetry}
+}
+
+// deleteContainer makes one attempt to delete the container. An error of the permit is not Azure's.
+func (b *azureBucket) deleteContainer(ctx context.Context, leave permit) error {
+	if err := leave.ask(ctx); err != nil {
+		return &permitError{err}
+	}
+	_, err := azureCall(ctx, "BlobContainers.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteResponse, error) {
+		return b.containers.Delete(ctx, b.Name, b.Account, b.Name, nil)
+	})
+	return err
+}
+
+// breakContainerLease ends a lease on the container, which need not end by itself and keeps the container. What is refused
+// shows when the container is deleted again.
+func (b *azureBucket) breakContainerLease(ctx context.Context, leave permit, blobs *container.Client, subject *azureSubject) error {
+	if err := leave.ask(ctx); err != nil {
+		return err
+	}
+	client, err := lease.NewContainerClient(blobs, nil)
+	if err != nil {
+		return b.fail(err)
+	}
+	_, err = azureCall(ctx, "Container.BreakLease", func(ctx context.Context) (lease.ContainerBreakResponse, error) {
+		return client.BreakLease(ctx, &lease.ContainerBreakOptions{BreakPeriod: to.Ptr[int32](0)})
+	})
+	if azureStatus(err) == http.StatusConflict || err == nil {
+		return nil // it is broken already, or not leased any more
+	}
+	if failure := subject.fail(err); isTransient(failure) {
+		return failure
+	}
+	return nil
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 )
 
 // readAzureBatch reads the answer to a batch, which the SDK neither closes nor checks: it
@@ -209,6 +210,8 @@ func (b *azureBlobs) removal(v version, err error) removal {
 	switch {
 	case err == nil, code == "BlobNotFound", azureGone(err):
 		return removal{outcome: removalGone}
+	case code == azureLeased:
+		return removal{outcome: removalLeased}
 	case code == "BlobImmutableDueToPolicy", code == "BlobImmutableDueToLegalHold":
 		return removal{outcome: removalRetained, held: code == "BlobImmutableDueToLegalHold"}
 	}
@@ -217,6 +220,28 @@ func (b *azureBlobs) removal(v version, err error) removal {
 		return removal{outcome: removalAgain, err: err}
 	}
 	return removal{err: err}
+}
+
+// azureLeased is the answer about what somebody holds a lease on
+// (learn.microsoft.com/rest/api/storageservices/lease-blob).
+const azureLeased = "LeaseIdMissing"
+
+var _, _ leaser = &azureEntry{}, &azureBucket{}
+
+// breakLease implements leaser. Without a period the lease would last as long as its holder asked for.
+func (b *azureBlobs) breakLease(ctx context.Context, v version) error {
+	client, err := lease.NewBlobClient(b.blobs.NewBlobClient(v.key), nil)
+	if err != nil {
+		return b.fail(err)
+	}
+	_, err = azureCall(ctx, "Blobs.BreakLease", func(ctx context.Context) (lease.BlobBreakResponse, error) {
+		return client.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: to.Ptr[int32](0)})
+	})
+	switch status := azureStatus(err); {
+	case err == nil, status == http.StatusNotFound, status == http.StatusConflict, status == http.StatusPreconditionFailed:
+		return nil // gone, or broken by somebody else: it shows when the blob is deleted again
+	}
+	return b.fail(err)
 }
 
 // azureEntry implements Objects with the credentials of a BackupEntry.
@@ -302,6 +327,15 @@ func (b *azureBucket) remove(ctx context.Context, batch []version) ([]removal, e
 		return nil, errNoBucket
 	}
 	return objects.remove(ctx, batch)
+}
+
+// breakLease implements leaser.
+func (b *azureBucket) breakLease(ctx context.Context, v version) error {
+	objects, err := b.objects(ctx)
+	if err != nil || objects == nil {
+		return err
+	}
+	return objects.breakLease(ctx, v)
 }
 
 // until implements versions.

@@ -44,6 +44,7 @@ type fakeAzureBlob struct {
 	appended time.Time
 	until    time.Time
 	held     bool
+	leased   bool
 }
 
 // fakeAzure speaks as much of Entra's, Resource Manager's and the Blob service's protocols
@@ -75,6 +76,8 @@ type fakeAzure struct {
 	refuse   func(b fakeAzureBlob) (int, string)
 	pageSize int
 	deleted  []string
+	// leased: somebody holds a lease on the container. relet: whoever holds a lease takes it anew when it is broken.
+	leased, relet bool
 	// foreignGroup and foreignAccount: we did not make them.
 	foreignGroup, foreignAccount bool
 	bucket                       string // that they are of
@@ -390,6 +393,8 @@ func (f *fakeAzure) serveContainer(w http.ResponseWriter, r *http.Request, body 
 		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]any{
 			"immutabilityPolicy": f.policyJSON(), "hasLegalHold": f.legalHold, "publicAccess": cmp.Or(f.public, "None"), "immutableStorageWithVersioning": f.versionLevel,
 		}})
+	case operation == "Container.DELETE" && f.leased:
+		fakeAzureError(w, http.StatusPreconditionFailed, "LeaseIdMissing")
 	case operation == "Container.DELETE":
 		f.container = false
 	case f.days > 0 && ifMatch != f.etagText() || f.days == 0 && ifMatch != "":
@@ -415,8 +420,13 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 	defer f.mu.Unlock()
 	raw, _ := io.ReadAll(r.Body)
 	operation := "List"
-	if r.URL.Query().Get("comp") == "batch" {
+	switch {
+	case r.URL.Query().Get("comp") == "batch":
 		operation = "Batch"
+	case r.URL.Query().Get("comp") == "lease":
+		operation = "Break"
+	case r.Method == http.MethodDelete:
+		operation = "Delete"
 	}
 	w.Header().Set("Date", f.now.Format(http.TimeFormat))
 	switch {
@@ -428,6 +438,8 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	case operation == "List":
 		f.serveList(w, r.URL.Query())
+	case operation == "Break":
+		f.serveBreak(w, r)
 	default:
 		f.serveBatch(w, r, raw)
 	}
@@ -461,6 +473,26 @@ func (f *fakeAzure) serveList(w http.ResponseWriter, q url.Values) {
 			b.name, version, b.created.UTC().Format(http.TimeFormat), modified.UTC().Format(http.TimeFormat), kind, until, b.held)
 	}
 	fmt.Fprintf(w, "</Blobs><NextMarker>%s</NextMarker></EnumerationResults>", marker)
+}
+
+// serveBreak ends the lease on a blob or on the container.
+func (f *fakeAzure) serveBreak(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("x-ms-lease-action") != "break" || r.Header.Get("x-ms-lease-break-period") != "0" {
+		f.t.Errorf("lease action %q with period %q", r.Header.Get("x-ms-lease-action"), r.Header.Get("x-ms-lease-break-period"))
+	}
+	leased := &f.leased
+	if r.URL.Query().Get("restype") != "container" {
+		name := strings.SplitN(strings.Trim(r.URL.Path, "/"), "/", 3)[2]
+		i := slices.IndexFunc(f.blobs, func(b fakeAzureBlob) bool { return b.name == name })
+		if i < 0 {
+			w.Header().Set("x-ms-error-code", "BlobNotFound")
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		leased = &f.blobs[i].leased
+	}
+	*leased = *leased && f.relet
+	w.WriteHeader(http.StatusAccepted)
 }
 
 func (f *fakeAzure) serveBatch(w http.ResponseWriter, r *http.Request, raw []byte) {
@@ -513,6 +545,9 @@ func (f *fakeAzure) deleteBlob(name, version string) (int, string) {
 		if status, code := f.refuse(f.blobs[i]); status != 0 {
 			return status, code
 		}
+	}
+	if f.blobs[i].leased {
+		return http.StatusPreconditionFailed, "LeaseIdMissing"
 	}
 	f.deleted = append(f.deleted, name)
 	if f.blobs[i].version != "" && !f.blobs[i].previous {
@@ -762,6 +797,13 @@ func TestAzureStoreDelete(t *testing.T) {
 			calls: "Container.GET Account.listKeys List Container.DELETE", wait: "legal hold"},
 		"denied": {set: func(f *fakeAzure) { f.script("Container.DELETE", answerAzure(403, "AuthorizationFailed")) },
 			calls: "Container.GET Account.listKeys List Container.DELETE", code: codeUnauthorized},
+		"leased": {set: func(f *fakeAzure) { f.leased = true }, calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE"},
+		"leased again and again": {set: func(f *fakeAzure) { f.leased, f.relet = true, true },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE", wait: "holds a lease on container"},
+		"leased, and the lease cannot be broken": {set: func(f *fakeAzure) { f.leased = true; f.on["Break"] = answerAzure(403, "AuthorizationFailure") },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE", wait: "holds a lease on container"},
+		"leased, and Azure is busy": {set: func(f *fakeAzure) { f.leased = true; f.on["Break"] = answerAzure(503, "ServerBusy") },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Break Break Break", code: codeRetryableDependencies},
 		"locked scope": {set: func(f *fakeAzure) { f.script("Container.DELETE", answerAzure(409, "ScopeLocked")) },
 			calls: "Container.GET Account.listKeys List Container.DELETE", code: codeConfigurationProblem},
 	} {
