@@ -546,6 +546,12 @@ func (p *bucketPass) immutableCondition() condition {
 		c.Status, c.Reason = "False", "Unlocked"
 	}
 	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
+	if !p.live.Default.None() {
+		c.Reason = "DefaultOnly"
+		c.Message = fmt.Sprintf("The store says: %s, but only as a default, which an object may be written without; nothing is locked "+
+			"for sure.", p.live.Default)
+		return c
+	}
 	if !p.live.Policy.None() && p.desired.Policy.None() && p.next.Policy.None() {
 		c.Message += " It was not set by bucketwarden and is left alone."
 	}

@@ -632,3 +632,25 @@ func TestAzureAppendWritesAreSwitchedOff(t *testing.T) {
 		})
 	}
 }
+
+// A policy that is only a default locks nothing, and is not shown as if it did.
+func TestAzureDefaultPolicyIsNoLock(t *testing.T) {
+	versionLevel := &storeError{code: codeConfigurationProblem, err: errors.New("storage account x has version-level immutability")}
+	for name, operation := range map[string]string{"reconcile": operationReconcile, "verification": ""} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putAzure(true, locked4d, withOperation(operation))
+			h.cloud.buckets["b"].state.Policy, h.cloud.buckets["b"].state.Default = Policy{}, locked4d
+			h.cloud.fail["SetPolicy"], h.cloud.fail["LockPolicy"] = versionLevel, versionLevel
+			if _, err := h.passBucket("b"); !errors.Is(err, versionLevel) {
+				t.Error(err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+			c := h.conditionOf(conditionImmutable)
+			if message, _ := c["message"].(string); c["status"] != "False" || c["reason"] != "DefaultOnly" || !strings.Contains(message, "only as a default") {
+				t.Errorf("condition %v", c)
+			}
+			h.wantMetric(0, "bucketwarden_backupbucket_locked", "b")
+		})
+	}
+}

@@ -191,6 +191,9 @@ type BucketState struct {
 	Remains bool
 	// Policy is the bucket's default retention and whether it is locked.
 	Policy Policy
+	// Default is a policy that new objects get unless they are written with another one or none: it protects nothing for sure,
+	// so Policy is none then.
+	Default Policy
 	// Extensions is how often a locked policy can still be extended; nil if there is no
 	// limit. Azure: "A maximum of five increases to the effective retention period is
 	// allowed over the lifetime of a locked policy"

@@ -3,7 +3,7 @@
 // Rules:
 //   - Locked is a locked container-level policy; it can be extended five times, ever.
 //   - Each change carries the etag of what was read before: if somebody was faster, it is read anew.
-//   - A container with version-level immutability has a policy that is only a default.
+//   - With version-level immutability, of the container or of its whole account, the policy is only a default: no lock.
 
 package main
 
@@ -67,6 +67,8 @@ type azureBucket struct {
 	last *azureContainer
 	// key is an access key of the account, once it was needed.
 	key string
+	// account is what was read of the storage account in this pass, nil if it was not.
+	account *armstorage.Account
 }
 
 var _ accountStore = &azureBucket{}
@@ -80,21 +82,22 @@ type azureContainer struct {
 	appendWrites, appendWritesAll *bool
 	extensions                    int32
 	legalHold, public             bool
-	// versionLevel says that the policy is only a default, which each blob may have or not:
-	// learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
-	versionLevel bool
+	// versionLevel says that the policy is only a default, which each blob may have or not, and by what, as the subject of a
+	// sentence; empty if it is not so: learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
+	versionLevel string
 }
 
-// effective is the policy as far as it holds for all blobs.
-func (c *azureContainer) effective() Policy {
-	p := c.policy
-	p.Locked = p.Locked && !c.versionLevel
-	return p
+// effective is the policy as far as it holds for all blobs, and what is only a default.
+func (c *azureContainer) effective() (all, byDefault Policy) {
+	if c.versionLevel != "" {
+		return Policy{}, c.policy
+	}
+	return c.policy, Policy{}
 }
 
 // retention is how many days every blob is retained.
 func (c *azureContainer) retention() int {
-	if c.versionLevel {
+	if c.versionLevel != "" {
 		return 0
 	}
 	return int(c.policy.Days)
@@ -124,11 +127,17 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 	} else if properties := response.ContainerProperties; properties != nil {
 		c.legalHold = isTrue(properties.HasLegalHold)
 		c.public = properties.PublicAccess != nil && *properties.PublicAccess != armstorage.PublicAccessNone
-		if versions := properties.ImmutableStorageWithVersioning; versions != nil {
-			c.versionLevel = isTrue(versions.Enabled) || deref(versions.MigrationState) != ""
+		if versions := properties.ImmutableStorageWithVersioning; versions != nil && (isTrue(versions.Enabled) ||
+			deref(versions.MigrationState) != "") {
+			c.versionLevel = fmt.Sprintf("container %s", b.Name)
 		}
 		if err := b.readPolicy(c, properties.ImmutabilityPolicy); err != nil {
 			return nil, err
+		}
+		if !c.policy.None() {
+			if err := b.readVersionLevel(ctx, c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	b.mu.Lock()
@@ -203,7 +212,9 @@ func (b *azureBucket) Observe(ctx context.Context) (BucketState, error) {
 	case !c.exists:
 		return BucketState{Remains: c.group}, nil
 	}
-	return BucketState{Exists: true, Policy: c.effective(), Extensions: &c.extensions, Appends: !c.policy.None() && c.appends()}, nil
+	all, byDefault := c.effective()
+	return BucketState{Exists: true, Policy: all, Default: byDefault, Extensions: &c.extensions,
+		Appends: !all.None() && c.appends()}, nil
 }
 
 // Create implements Store. What exists is adopted as it is. A container can get a policy at
@@ -302,9 +313,16 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 		if !live.exists {
 			return b.errorf(codeRetryableDependencies, nil, "container %q does not exist any more", b.Name)
 		}
-		if live.versionLevel && !want.None() {
-			return b.errorf(codeConfigurationProblem, nil, "container %q has version-level immutability, under which its policy is only a "+
-				"default that blobs need not have: use another container, in a storage account without it", b.Name)
+		if !want.None() {
+			// Whoever finds a policy has asked before.
+			if err := b.readVersionLevel(ctx, live); err != nil {
+				return err
+			}
+		}
+		if live.versionLevel != "" && !want.None() {
+			return b.errorf(codeConfigurationProblem, nil, "%s has version-level immutability, under which the policy of container %q is only "+
+				"a default: blobs may be written with another one or none, so it locks nothing. That cannot be switched off: use a bucket in "+
+				"a storage account without it, or ask for no immutability in spec.providerConfig", live.versionLevel, b.Name)
 		}
 		if expected != nil && live.policy != *expected && !live.policy.Locked && want.Days < live.policy.Days {
 			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile",

@@ -69,6 +69,62 @@ func (b *azureBucket) storageAccount(ctx context.Context) (armstorage.AccountsCl
 	})
 }
 
+// readAccount reads the storage account and remembers for all passes what cannot change: whether it has version-level
+// immutability ("The property is immutable and can only be set to true at the account creation time",
+// learn.microsoft.com/rest/api/storagerp/storage-accounts/create).
+func (b *azureBucket) readAccount(ctx context.Context) (*armstorage.Account, error) {
+	response, err := b.storageAccount(ctx)
+	if err != nil {
+		return nil, err
+	}
+	account := &response.Account
+	level := false
+	if p := account.Properties; p != nil && p.ImmutableStorageWithVersioning != nil {
+		level = isTrue(p.ImmutableStorageWithVersioning.Enabled) || p.ImmutableStorageWithVersioning.ImmutabilityPolicy != nil
+	}
+	b.versionLevels.Store(b.Name+"/"+b.Account, level)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.account = account
+	return account, nil
+}
+
+// hardenedAccount is the account as it was read in this pass, once.
+func (b *azureBucket) hardenedAccount(ctx context.Context) (*armstorage.Account, error) {
+	b.mu.Lock()
+	account := b.account
+	b.account = nil
+	b.mu.Unlock()
+	if account != nil {
+		return account, nil
+	}
+	return b.readAccount(ctx)
+}
+
+// readVersionLevel finds out whether the account has version-level immutability, unless the container itself has: one request
+// for a client, none afterwards. A missing permission leaves it open, which is a gap of Harden.
+func (b *azureBucket) readVersionLevel(ctx context.Context, c *azureContainer) error {
+	if c.versionLevel != "" {
+		return nil
+	}
+	key := b.Name + "/" + b.Account
+	level, known := b.versionLevels.Load(key)
+	if !known {
+		switch _, err := b.readAccount(ctx); {
+		case azureStatus(err) == http.StatusForbidden:
+			b.versionLevels.Store(key, false) // until the next Harden
+			return nil
+		case err != nil:
+			return b.fail(err)
+		}
+		level, _ = b.versionLevels.Load(key)
+	}
+	if level == true {
+		c.versionLevel = fmt.Sprintf("storage account %s", b.Account)
+	}
+	return nil
+}
+
 func (b *azureBucket) createAccount(ctx context.Context) error {
 	account, err := b.storageAccount(ctx)
 	switch {
@@ -106,6 +162,9 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 		}
 		return awaitAzure(ctx, poller, first, b.clients.pollInterval)
 	})
+	if err == nil {
+		b.versionLevels.Store(b.Name+"/"+b.Account, false) // we did not ask for it
+	}
 	return b.failIf(err)
 }
 
@@ -146,24 +205,28 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 	if known.public {
 		gap("Container %s allows public access; it is left as it is.", b.Name)
 	}
-	if known.versionLevel {
-		gap("Container %s has version-level immutability, under which its policy is only a default that blobs need not have; it is left as "+
-			"it is.", b.Name)
-	}
 	// An unlocked one of ours is set anew.
 	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && !ours {
 		gap("The immutability policy allows protected append writes, so that blobs can be appended to; it is left as it is.")
 	}
-	response, err := b.storageAccount(ctx)
+	account, err := b.hardenedAccount(ctx)
+	if err == nil {
+		err = b.readVersionLevel(ctx, known)
+	}
+	if known.versionLevel != "" {
+		gap("It has version-level immutability (%s), under which a container's policy is only a default that blobs need not have; it is "+
+			"left as it is.", known.versionLevel)
+	}
 	if azureStatus(err) == http.StatusForbidden {
 		// A missing permission for hardening must not keep the bucket from being locked.
-		gap("%s.", b.fail(err))
+		gap("%s; so it is not known whether the storage account has version-level immutability, under which a container's policy is "+
+			"only a default.", b.fail(err))
 		return gaps, nil
 	}
 	if err != nil {
 		return gaps, b.fail(err)
 	}
-	account, properties := response.Account, response.Properties
+	properties := account.Properties
 	if properties == nil {
 		properties = &armstorage.AccountProperties{}
 	}

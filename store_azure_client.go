@@ -233,6 +233,8 @@ type azureClient struct {
 	tables     *armstorage.TableClient
 	// deletions are the resume tokens of the deletions that were begun, by resource group.
 	deletions sync.Map
+	// versionLevels says of accounts that were read whether they have version-level immutability, by group and account.
+	versionLevels sync.Map
 }
 
 func (c *azureClients) client(cloud *azureCloud, config *azureConfig) (*azureClient, error) {

@@ -251,7 +251,7 @@ func TestAzureRetryAfter(t *testing.T) {
 	check(f, err, "Container.GET")
 	f = newFakeAzure(t)
 	f.on["Policy.PUT"] = throttled("120")
-	check(f, f.open(f.ref()).SetPolicy(t.Context(), Policy{Days: 4}), "Container.GET Policy.PUT")
+	check(f, f.open(f.ref()).SetPolicy(t.Context(), Policy{Days: 4}), "Container.GET Account.GET Policy.PUT")
 	f = newFakeAzure(t)
 	f.on["Account.listKeys"] = throttled("120")
 	_, err = f.open(f.ref()).Keys(t.Context())

@@ -84,7 +84,7 @@ func TestAzureStorePurge(t *testing.T) {
 		if err != nil || result.Deleted != 2 || result.Retained != 3 || !result.RetainedUntil.Equal(f.now.Add(24*time.Hour-time.Minute)) {
 			t.Errorf("%+v %v", result, err)
 		}
-		f.expect("Container.GET Account.listKeys List Batch")
+		f.expect("Container.GET Account.GET Account.listKeys List Batch")
 		if _, err := testPurge(t.Context(), b, "", nil); err != nil {
 			t.Error(err)
 		}

@@ -620,10 +620,27 @@ func TestAzureStoreObserve(t *testing.T) {
 		"extended a lot": {set: func(f *fakeAzure) { f.days, f.locked, f.extended = 4, true, 9 }, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: to.Ptr[int32](0)}},
 		"appends":        {set: func(f *fakeAzure) { f.days, f.appends = 4, true }, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five, Appends: true}},
 		"version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} },
-			want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+			want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"version-level account": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": true}
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"version-level account with a policy": {set: func(f *fakeAzure) {
+			f.days, f.properties["immutableStorageWithVersioning"] = 4, map[string]any{"enabled": true, "immutabilityPolicy": map[string]any{
+				"immutabilityPeriodSinceCreationInDays": 9, "state": "Locked"}}
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4}, Extensions: &five}},
+		"account that is not version-level": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": false}
+		}, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"account that may not be read": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.on["Account.GET"] = 4, true, answerAzure(403, "AuthorizationFailed")
+		}, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"account that cannot be read": {set: func(f *fakeAzure) {
+			f.days, f.on["Account.GET"] = 4, answerAzure(409, "StorageAccountOperationInProgress")
+		},
+			code: codeRetryableDependencies, text: "StorageAccounts.Get"},
 		"migrating to version-level": {set: func(f *fakeAzure) {
 			f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false, "migrationState": "InProgress"}
-		}, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
 		"not version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false} },
 			want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
 		"no etag": {set: func(f *fakeAzure) {
@@ -661,12 +678,20 @@ func TestAzureStoreObserve(t *testing.T) {
 			f := newFakeAzure(t)
 			c.set(f)
 			got, err := f.open(f.ref()).Observe(t.Context())
-			f.expect("Container.GET")
+			calls := strings.Fields(f.take())
+			// The account is read once for a client, if there is a policy that it may make a default.
+			if want := f.days > 0 && f.group && f.account && f.container && f.versionLevel["enabled"] != true && f.versionLevel["migrationState"] == nil; !slices.Equal(calls, []string{"Container.GET"}) &&
+				!(want && slices.Equal(calls, []string{"Container.GET", "Account.GET"})) {
+				t.Errorf("requests: %v", calls)
+			}
+			if _, err := f.open(f.ref()).Observe(t.Context()); err == nil {
+				f.expect("Container.GET")
+			}
 			if c.code != "" {
 				checkAzureError(t, err, c.code, c.text)
 				return
 			}
-			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || got.Appends != c.want.Appends || deref(got.Extensions) != deref(c.want.Extensions) {
+			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || got.Default != c.want.Default || got.Appends != c.want.Appends || deref(got.Extensions) != deref(c.want.Extensions) {
 				t.Errorf("%+v %v, want %+v", got, err, c.want)
 			}
 		})
@@ -692,6 +717,7 @@ func TestAzureStorePolicy(t *testing.T) {
 		code      errorCode
 		text      string
 		ifMatch   map[string]string
+		fresh     bool // the account was not read yet
 	}{
 		"set":            {setPolicy: ptr(Policy{Days: 4}), calls: "Container.GET Policy.PUT", want: Policy{Days: 4}, ifMatch: map[string]string{"Policy.PUT": ""}},
 		"set the same":   {set: func(f *fakeAzure) { f.days = 4 }, setPolicy: ptr(Policy{Days: 4}), calls: "Container.GET", want: Policy{Days: 4}},
@@ -735,6 +761,13 @@ func TestAzureStorePolicy(t *testing.T) {
 			want: Policy{Days: 4}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
 		"version-level: locked": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} }, lock: ptr(Policy{Days: 4, Locked: true}),
 			want: Policy{Days: 4, Locked: true}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
+		"version-level account: lock": {set: func(f *fakeAzure) { f.properties["immutableStorageWithVersioning"] = map[string]any{"enabled": true} },
+			lock: ptr(Policy{Days: 4, Locked: true}), fresh: true, calls: "Container.GET Account.GET", code: codeConfigurationProblem,
+			text: "storage account " + azureAccountName(fakeAzureBucket) + " has version-level immutability"},
+		"version-level account: locked": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": true}
+		}, lock: ptr(Policy{Days: 4, Locked: true}), fresh: true, want: Policy{Days: 4, Locked: true}, calls: "Container.GET Account.GET",
+			code: codeConfigurationProblem, text: "version-level immutability"},
 		"version-level: remove": {set: func(f *fakeAzure) { f.days, f.versionLevel = 4, map[string]any{"enabled": true} }, setPolicy: &Policy{}, calls: "Container.GET Policy.DELETE"},
 		"denied": {set: func(f *fakeAzure) { f.days = 4; f.on["Policy.lock"] = answerAzure(403, "AuthorizationFailed") }, lock: ptr(Policy{Days: 4, Locked: true}),
 			calls: "Container.GET Policy.lock", want: Policy{Days: 4}, code: codeUnauthorized, text: "containers/immutabilityPolicies/lock/action"},
@@ -745,6 +778,9 @@ func TestAzureStorePolicy(t *testing.T) {
 				c.set(f)
 			}
 			b := f.open(f.ref())
+			if !c.fresh {
+				b.versionLevels.Store(b.Name+"/"+b.Account, false)
+			}
 			if _, err := b.Observe(t.Context()); err != nil {
 				t.Fatal(err)
 			}
