@@ -68,6 +68,7 @@ func (h *harness) putAzure(settled bool, p Policy, edits ...editObject) *memAcco
 	}
 	h.cloud.putContainer("b", p, 5)
 	h.putGenerated("garden", generatedData("derived", memKey1))
+	h.buckets.keys.published("b", generatedData("derived", memKey1)) // by an earlier pass
 	return h.cloud.putAccount("b")
 }
 
@@ -223,6 +224,7 @@ func TestAzureBucketRef(t *testing.T) {
 			h := newHarness(t)
 			h.putAzure(true, locked4d, append([]editObject{withAzureConfig(locked4d, fields)}, edits...)...)
 			h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Data = generatedData("bkpadopted", memKey1) })
+			h.edit(bucketsGVR, "b", set("bkpadopted", "status", "providerStatus", "storageAccount"))
 			if _, err := h.passBucket("b"); err != nil {
 				t.Error(err)
 			}
@@ -288,6 +290,7 @@ func (h *harness) passOrKill() (err error) {
 			clear(c.wanted)
 			clear(c.written)
 			clear(c.due)
+			h.buckets.keys.forget("b")
 			err = nil
 		}
 	}()

@@ -37,7 +37,7 @@ type entryReconciler struct {
 
 // reconcile makes one pass over a BackupEntry (gardener/gardener
 // extensions/pkg/controller/backupentry/reconciler.go).
-func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
+func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (_ time.Duration, err error) {
 	obj, exists, err := r.cached.GetByKey(key.String())
 	if err != nil || !exists {
 		r.resource.controller.gone(key)
@@ -49,6 +49,7 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 	}
 	own := *cached
 	e := &own
+	defer func() { r.keys.noteRejection(e.BucketName, err, time.Now()) }()
 	if r.resource.controller.stale(&e.object) {
 		return staleRetry, nil
 	}
@@ -121,7 +122,7 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 	var objects Objects
 	// The token of a workload identity comes later, from gardenlet.
 	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
-		if objects, err = r.openObjects(&e.object, e.BucketName, e.Recorded, source); err != nil {
+		if objects, err = r.openObjects(&e.object, e.BucketName, e.record(), source); err != nil {
 			return 0, err
 		}
 	}
@@ -383,7 +384,7 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	}
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
 	guard := &prefixGuard{entries: r.resource, entry: e, base: base}
-	objects, openErr := r.openObjects(&e.object, e.BucketName, e.Recorded, source)
+	objects, openErr := r.openObjects(&e.object, e.BucketName, e.record(), source)
 	var result PurgeResult
 	err := cmp.Or(unused(ctx), openErr)
 	if guard.objects = objects; err == nil {

@@ -32,6 +32,7 @@ type reconciler struct {
 	recorder events.EventRecorder
 	metrics  *metrics
 	purges   *purges
+	keys     *keyWatch
 }
 
 // needsWork says that a pass has to reconcile, from what the object itself shows.
@@ -174,15 +175,16 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 	account, _ := r.published(b, generated)
 	store, err := r.provider(&b.object).openStore(bucketRef{
 		Name: b.Name, Region: b.Region, Recorded: old.Policy, Cloud: want.Cloud, KeyExpirationDays: want.Rotation.ExpirationDays,
-		// A secret that was lost must not make us look into another account.
-		Account: cmp.Or(account, old.Account),
+		// A secret that was lost or altered must not make us look into another account.
+		Account: cmp.Or(old.Account, account),
 	}, secret.Data)
 	return store, generated, credentialsError(err, secret)
 }
 
 // openObjects opens what lies in a bucket with the credentials of a BackupEntry.
-func (r *reconciler) openObjects(o *object, bucket string, recorded Policy, secret *corev1.Secret) (Objects, error) {
-	objects, err := r.provider(o).openObjects(bucketRef{Name: bucket, Region: o.Region, Recorded: recorded}, secret.Data)
+func (r *reconciler) openObjects(o *object, bucket string, of record, secret *corev1.Secret) (Objects, error) {
+	objects, err := r.provider(o).openObjects(bucketRef{Name: bucket, Region: o.Region, Recorded: of.Policy, Account: of.Account},
+		secret.Data)
 	return objects, credentialsError(err, secret)
 }
 
@@ -199,7 +201,7 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket) (Objects
 	if err != nil || secret == nil {
 		return nil, err
 	}
-	return r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus).Policy, secret)
+	return r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus), secret)
 }
 
 // credentialsError names the secret in an error of a provider about the credentials.

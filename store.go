@@ -207,6 +207,9 @@ var (
 	errBucketNotEmpty = errors.New("the bucket is not empty")
 	// errNoBucket is what remove answers of a bucket that does not exist any more.
 	errNoBucket = errors.New("the bucket does not exist")
+	// errKeyRejected is in the chain of errors that say that the store does not accept a key that a generated secret publishes:
+	// it was regenerated, or altered in the secret.
+	errKeyRejected = errors.New("the published key is not accepted")
 	// errNotOurBucket is in the chain of errors that say that the name stands for no
 	// bucket of ours: it belongs to somebody else, lies in another region, or is one that
 	// no bucket can have. There is nothing of ours to delete then.
@@ -221,7 +224,7 @@ type bucketRef struct {
 	Recorded Policy
 	// Cloud, KeyExpirationDays and Account are Azure's: spec.providerConfig's
 	// cloudConfiguration.name and rotationConfig.expirationPeriodDays (0: not asked for),
-	// and the storage account that the generated secret names (empty: derived from Name).
+	// and the storage account that the provider status records, else the generated secret names (empty: derived from Name).
 	Cloud             string
 	KeyExpirationDays int32
 	Account           string

@@ -206,12 +206,13 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	case !azureDomainPattern.MatchString(domain):
 		return nil, configErrorf("%s in the credentials secret is not a host name such as %s", dataKeyDomain, azureKnownClouds[0].domain)
 	}
+	generated := account == cmp.Or(ref.Account, azureAccountName(ref.Name))
 	ref.Account = account
 	blobs, err := c.blobs(c.clouds.ofDomain(domain), ref, key)
 	if err != nil {
 		return nil, err
 	}
-	subject := &azureSubject{bucketRef: ref, secrets: []string{key}, entry: true}
+	subject := &azureSubject{bucketRef: ref, secrets: []string{key}, entry: true, generated: generated}
 	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
 }
 

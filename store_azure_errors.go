@@ -193,6 +193,8 @@ type azureSubject struct {
 	bucketRef
 	// entry says that the credentials are those of a BackupEntry.
 	entry bool
+	// generated says that they are for the bucket's own account, so that they come from a generated secret.
+	generated bool
 	// proof is the key of the secret by which a BackupBucket's credentials are proven.
 	proof string
 	// secrets are the values that no error may show.
@@ -240,6 +242,9 @@ func (s *azureSubject) fail(err error) error {
 		code, text = s.answer(err, operation)
 		if azureTaken[azureErrorCode(err)] {
 			err = errors.Join(errNotOurBucket, err)
+		}
+		if s.generated && azureCodes[azureErrorCode(err)] == codeUnauthenticated {
+			err = errors.Join(errKeyRejected, err)
 		}
 	default: // the SDK itself
 		if errors.As(err, new(azureNonRetriable)) {
@@ -394,6 +399,10 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 	case name == "KeyBasedAuthenticationNotPermitted":
 		return code, fmt.Sprintf("storage account %s does not allow access with keys (%s): set allowSharedKeyAccess, which "+
 			"etcd-backup-restore needs as well", s.Account, name)
+	case action == "" && code == codeUnauthenticated && s.generated:
+		// Gardener does not retry clusters for credentials that are not accepted; these pass without anybody's help.
+		return codeRetryableConfiguration, fmt.Sprintf("storage account %s does not accept the key of the generated secret (%s): somebody has "+
+			"regenerated it, or altered the secret; a valid key is published when its BackupBucket is verified", s.Account, name)
 	case action == "" && code == codeUnauthenticated && s.entry:
 		return code, fmt.Sprintf("storage account %s does not accept the key (%s): check %s in the credentials secret", s.Account, name,
 			dataKeyStorageKey)

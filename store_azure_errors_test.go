@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -284,4 +285,35 @@ func TestAzureRetryAfter(t *testing.T) {
 		t.Errorf("asked again after %s", took)
 	}
 	f.expect("Container.GET Container.GET")
+}
+
+// A dead key of a generated secret is no matter of the cluster's credentials, for which Gardener would give up.
+func TestAzureRejectedKey(t *testing.T) {
+	f := newFakeAzure(t)
+	f.on["List"] = answerAzure(403, "AuthenticationFailed")
+	for account, generated := range map[string]bool{azureAccountName(fakeAzureBucket): true, "recorded": true, "another": false} {
+		ref := bucketRef{Name: fakeAzureBucket}
+		if account == "recorded" {
+			ref.Account = account
+		}
+		objects, err := f.clients.openObjects(ref, map[string][]byte{"storageAccount": []byte(account), "storageKey": []byte(fakeAzureKey),
+			"domain": []byte(strings.TrimPrefix(f.blob.URL, "http://"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = testPurge(t.Context(), objects, "a/", nil)
+		if errors.Is(err, errKeyRejected) != generated {
+			t.Errorf("%s: %v", account, err)
+		}
+		if generated {
+			checkAzureError(t, err, codeRetryableConfiguration, "AuthenticationFailed", "generated secret", account)
+		} else {
+			checkAzureError(t, err, codeUnauthenticated, "AuthenticationFailed", "check storageKey", account)
+		}
+	}
+	// Nothing else is taken for it.
+	f.on["List"] = answerAzure(403, "AuthorizationFailure")
+	if _, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); errors.Is(err, errKeyRejected) || codeOf(err) != codeUnauthorized {
+		t.Error(err)
+	}
 }

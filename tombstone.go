@@ -416,6 +416,7 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		return 0, err
 	}
 	wait, err := s.pass(ctx, b, objects)
+	s.keys.noteRejection(b.Name, err, time.Now())
 	return wait, errors.Join(err, wrapf(s.abortStaleUploads(ctx, b, objects), "aborting incomplete uploads in bucket %s", b.Name))
 }
 
