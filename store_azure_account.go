@@ -337,8 +337,11 @@ func (b *azureBucket) RegenerateKey(ctx context.Context, name string) ([]accessK
 func (b *azureBucket) accessKeys(result armstorage.AccountListKeysResult, fresh string) []accessKey {
 	var keys []accessKey
 	for _, key := range result.Keys {
-		if key != nil && deref(key.Value) != "" {
-			keys = append(keys, accessKey{Name: deref(key.KeyName), Value: *key.Value, Created: deref(key.CreationTime)})
+		if key == nil {
+			continue
+		}
+		if value := strings.TrimSpace(deref(key.Value)); value != "" {
+			keys = append(keys, accessKey{Name: deref(key.KeyName), Value: value, Created: deref(key.CreationTime)})
 		}
 	}
 	slices.SortFunc(keys, func(x, y accessKey) int { return cmp.Compare(x.Name, y.Name) })

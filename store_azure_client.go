@@ -195,7 +195,7 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	if err := azureLacks(credentials, dataKeyStorageAccount, dataKeyStorageKey); err != nil {
 		return nil, err
 	}
-	account, key := azureValue(credentials, dataKeyStorageAccount), azureValue(credentials, dataKeyStorageKey)
+	account, key := azureValue(credentials, dataKeyStorageAccount), azureKeyBreaks.Replace(azureValue(credentials, dataKeyStorageKey))
 	domain := strings.ToLower(cmp.Or(azureValue(credentials, dataKeyDomain), azureKnownClouds[0].domain))
 	switch _, err := base64.StdEncoding.DecodeString(key); {
 	case !azureAccountPattern.MatchString(account):
@@ -541,11 +541,36 @@ func (c *azureClients) entrySecret(_ *backupEntry, source, _, wanted *corev1.Sec
 			source.Namespace, source.Name, dataKeyStorageAccount, dataKeyStorageKey)
 	}
 	maps.Copy(wanted.Data, source.Data)
+	// etcd-backup-restore takes the content of each of these as it is, an empty domain as well.
+	c.handOver(wanted.Data)
 	return nil
 }
+
+// handOver makes the keys of a secret that etcd-backup-restore reads what openObjects has validated: without the spaces and line
+// breaks that people leave in secrets, and spelled as it reads them.
+func (c *azureClients) handOver(data map[string][]byte) {
+	for _, key := range []string{dataKeyStorageAccount, dataKeyStorageKey, dataKeyDomain} {
+		if _, there := data[key]; !there {
+			continue
+		}
+		value := azureValue(data, key)
+		switch key {
+		case dataKeyStorageKey:
+			value = azureKeyBreaks.Replace(value)
+		case dataKeyDomain:
+			value = strings.ToLower(value)
+		}
+		if data[key] = []byte(value); value == "" {
+			delete(data, key)
+		}
+	}
+}
+
+// azureKeyBreaks are what Go ignores in base64, and others do not.
+var azureKeyBreaks = strings.NewReplacer("\n", "", "\r", "")
 
 func (c *azureClients) rotateAnnotation() string { return annotationRotate }
 
 func (c *azureClients) published(generated *corev1.Secret) (account, key string) {
-	return string(generated.Data[dataKeyStorageAccount]), string(generated.Data[dataKeyStorageKey])
+	return azureValue(generated.Data, dataKeyStorageAccount), azureValue(generated.Data, dataKeyStorageKey)
 }
