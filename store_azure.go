@@ -414,7 +414,7 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 		return err
 	}
 	pager := blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{MaxResults: to.Ptr[int32](1),
-		Include: container.ListBlobsInclude{Versions: true, Snapshots: true}})
+		Include: container.ListBlobsInclude{Versions: azureHas(b.cloud.versions.Blob, azureBlobVersions), Snapshots: true}})
 	for pager.More() {
 		page, err := azureCall(ctx, "Blobs.List", pager.NextPage)
 		switch {

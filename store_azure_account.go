@@ -140,18 +140,20 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 		return b.fail(err)
 	}
 	parameters := armstorage.AccountCreateParameters{
-		Kind:     to.Ptr(armstorage.KindStorageV2),
-		Location: &b.Region,
-		Tags:     b.tags(),
-		SKU:      &armstorage.SKU{Name: to.Ptr(armstorage.SKUNameStandardZRS)},
-		Properties: &armstorage.AccountPropertiesCreateParameters{
-			AccessTier:             to.Ptr(armstorage.AccessTierCool),
-			AllowBlobPublicAccess:  to.Ptr(false),
-			EnableHTTPSTrafficOnly: to.Ptr(true),
-			MinimumTLSVersion:      to.Ptr(armstorage.MinimumTLSVersionTLS12),
-		},
+		Kind:       &b.cloud.kind,
+		Location:   &b.Region,
+		Tags:       b.tags(),
+		SKU:        &armstorage.SKU{Name: &b.cloud.sku},
+		Properties: &armstorage.AccountPropertiesCreateParameters{EnableHTTPSTrafficOnly: to.Ptr(true)},
 	}
-	if b.KeyExpirationDays > 0 {
+	if b.cloud.kind == armstorage.KindStorageV2 {
+		parameters.Properties.AccessTier = to.Ptr(armstorage.AccessTierCool)
+	}
+	if azureHas(b.cloud.versions.Storage, azureStorageTLS) {
+		parameters.Properties.AllowBlobPublicAccess = to.Ptr(false)
+		parameters.Properties.MinimumTLSVersion = to.Ptr(armstorage.MinimumTLSVersionTLS12)
+	}
+	if b.KeyExpirationDays > 0 && azureHas(b.cloud.versions.Storage, azureStorageKeys) {
 		parameters.Properties.KeyPolicy = &armstorage.KeyPolicy{KeyExpirationPeriodInDays: &b.KeyExpirationDays}
 	}
 	_, err = azureCall(ctx, "StorageAccounts.Create", func(ctx context.Context) (armstorage.AccountsClientCreateResponse, error) {
@@ -230,11 +232,14 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 	if properties == nil {
 		properties = &armstorage.AccountProperties{}
 	}
-	if sku := account.SKU; sku != nil && !strings.HasSuffix(string(deref(sku.Name)), "ZRS") {
+	if sku := account.SKU; sku != nil && deref(sku.Name) != b.cloud.sku && !strings.HasSuffix(string(deref(sku.Name)), "ZRS") {
 		gap("Storage account %s is not zone-redundant but %s; it is left as it is.", b.Account, deref(sku.Name))
 	}
-	if kind := deref(account.Kind); kind != armstorage.KindStorageV2 {
-		gap("Storage account %s is of kind %s and not %s; it is left as it is.", b.Account, kind, armstorage.KindStorageV2)
+	if kind := deref(account.Kind); kind != b.cloud.kind {
+		gap("Storage account %s is of kind %s and not %s; it is left as it is.", b.Account, kind, b.cloud.kind)
+	}
+	if version := b.cloud.versions.Storage; !azureHas(version, azureStorageTLS) {
+		gap("Version %s of the storage API of cloud %s can neither require TLS 1.2 nor forbid public access.", version, b.cloud.name)
 	}
 	if location := deref(account.Location); azureRegion(location) != azureRegion(b.Region) {
 		gap("Storage account %s lies in region %s and not in %s.", b.Account, location, b.Region)
@@ -258,14 +263,18 @@ func (b *azureBucket) hardenAccount(ctx context.Context, is *armstorage.AccountP
 	if !isTrue(is.EnableHTTPSTrafficOnly) {
 		change.EnableHTTPSTrafficOnly, weak = to.Ptr(true), true
 	}
+	known := azureHas(b.cloud.versions.Storage, azureStorageTLS)
 	// The versions sort by their names, TLS1_0 to TLS1_3.
-	if deref(is.MinimumTLSVersion) < armstorage.MinimumTLSVersionTLS12 {
+	if known && deref(is.MinimumTLSVersion) < armstorage.MinimumTLSVersionTLS12 {
 		change.MinimumTLSVersion, weak = to.Ptr(armstorage.MinimumTLSVersionTLS12), true
 	}
-	if is.AllowBlobPublicAccess == nil || *is.AllowBlobPublicAccess {
+	if known && (is.AllowBlobPublicAccess == nil || *is.AllowBlobPublicAccess) {
 		change.AllowBlobPublicAccess, weak = to.Ptr(false), true
 	}
-	if b.KeyExpirationDays > 0 && (is.KeyPolicy == nil || deref(is.KeyPolicy.KeyExpirationPeriodInDays) != b.KeyExpirationDays) {
+	if b.KeyExpirationDays > 0 && !azureHas(b.cloud.versions.Storage, azureStorageKeys) {
+		gaps = append(gaps, fmt.Sprintf("Version %s of the storage API of cloud %s has no key expiration policy.", b.cloud.versions.Storage,
+			b.cloud.name))
+	} else if b.KeyExpirationDays > 0 && (is.KeyPolicy == nil || deref(is.KeyPolicy.KeyExpirationPeriodInDays) != b.KeyExpirationDays) {
 		// "You must regenerate both keys at least once before setting expiration policy"
 		// (learn.microsoft.com/azure/storage/common/storage-account-keys-manage), if the time
 		// of one is not known.
@@ -561,6 +570,8 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 		case azureStatus(err) == http.StatusForbidden:
 			return fmt.Sprintf("the client may not see whether a %s is in it: a role has to allow the action %s", kind.name,
 				azureActions[kind.operation]), nil
+		case azureUnknownType[azureErrorCode(err)]:
+			return fmt.Sprintf("the storage API of the cloud does not tell whether a %s is in it (%s)", kind.name, azureErrorCode(err)), nil
 		case err != nil:
 			return "", b.fail(err)
 		case name != "":
@@ -569,6 +580,9 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 	}
 	return "", nil
 }
+
+// azureUnknownType are the answers of an API that does not know a kind of resource, or not in this version.
+var azureUnknownType = map[string]bool{"InvalidApiVersionParameter": true, "InvalidResourceType": true, "NoRegisteredProviderFound": true}
 
 // azureFirst returns the name of the first item of a list, empty if there is none. Kinds
 // of accounts without a service have nothing of it.

@@ -208,12 +208,13 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	}
 	generated := account == cmp.Or(ref.Account, azureAccountName(ref.Name))
 	ref.Account = account
-	blobs, err := c.blobs(c.clouds.ofDomain(domain), ref, key)
+	cloud := c.clouds.ofDomain(domain)
+	blobs, err := c.blobs(cloud, ref, key)
 	if err != nil {
 		return nil, err
 	}
 	subject := &azureSubject{bucketRef: ref, secrets: []string{key}, entry: true, generated: generated}
-	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
+	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, cloud: cloud, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
 }
 
 // azureAccountName is the storage account of a bucket, as in
@@ -263,12 +264,14 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	}
 	// Registering a resource provider is a permission on the whole subscription.
 	armOptions := &arm.ClientOptions{ClientOptions: options, DisableRPRegistration: true}
+	resourceOptions := &arm.ClientOptions{ClientOptions: options, DisableRPRegistration: true}
+	armOptions.APIVersion, resourceOptions.APIVersion = cloud.versions.Storage, cloud.versions.Resources
 	credential := azureCredential{inner}
 	client := &azureClient{}
-	if client.groups, err = armresources.NewResourceGroupsClient(config.subscriptionID, credential, armOptions); err != nil {
+	if client.groups, err = armresources.NewResourceGroupsClient(config.subscriptionID, credential, resourceOptions); err != nil {
 		return nil, err
 	}
-	if client.resources, err = armresources.NewClient(config.subscriptionID, credential, armOptions); err != nil {
+	if client.resources, err = armresources.NewClient(config.subscriptionID, credential, resourceOptions); err != nil {
 		return nil, err
 	}
 	if client.accounts, err = armstorage.NewAccountsClient(config.subscriptionID, credential, armOptions); err != nil {
@@ -311,8 +314,16 @@ func (c *azureClients) blobs(cloud *azureCloud, ref bucketRef, key string) (*con
 	if err != nil {
 		return nil, configErrorf("the key of storage account %s is not in base64", ref.Account)
 	}
+	options := c.options()
+	if version := cloud.versions.Blob; version != "" {
+		// Ahead of what signs the request.
+		options.PerCallPolicies = append(options.PerCallPolicies, azurePolicy(func(r *policy.Request) (*http.Response, error) {
+			r.Raw().Header["x-ms-version"] = []string{version} // spelled as the SDK does
+			return r.Next()
+		}))
+	}
 	blobs, err := container.NewClientWithSharedKeyCredential(cloud.url(ref.Account, ref.Name), credential,
-		&container.ClientOptions{ClientOptions: c.options()})
+		&container.ClientOptions{ClientOptions: options})
 	if err != nil {
 		return nil, fmt.Errorf("making a client for storage account %s: %w", ref.Account, err)
 	}

@@ -58,6 +58,8 @@ type fakeAzure struct {
 	calls                     []string
 	bodies                    map[string]string
 	headers                   map[string]http.Header
+	versions                  map[string][]string // of the API
+	query                     map[string]url.Values
 	on                        map[string]func(w http.ResponseWriter, r *http.Request, body string) bool
 	group, account, container bool
 	groupState                string
@@ -85,7 +87,7 @@ type fakeAzure struct {
 
 func newFakeAzure(t *testing.T) *fakeAzure {
 	f := &fakeAzure{
-		t: t, bodies: map[string]string{}, headers: map[string]http.Header{}, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
+		t: t, bodies: map[string]string{}, headers: map[string]http.Header{}, versions: map[string][]string{}, query: map[string]url.Values{}, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
 		bucket: fakeAzureBucket, group: true, account: true, container: true, groupState: "Succeeded", sku: "Standard_ZRS", kind: "StorageV2", location: "westeurope",
 		properties: map[string]any{"supportsHttpsTrafficOnly": true, "minimumTlsVersion": "TLS1_2", "allowBlobPublicAccess": false, "provisioningState": "Succeeded",
 			"keyCreationTime": map[string]string{"key1": "2026-01-02T03:04:05Z", "key2": "2026-01-03T03:04:05Z"}},
@@ -194,6 +196,8 @@ func fakeAzureError(w http.ResponseWriter, status int, code string) {
 // begin records a request; true if a test scripts its answer.
 func (f *fakeAzure) begin(operation string, w http.ResponseWriter, r *http.Request, body string) bool {
 	f.calls = append(f.calls, operation)
+	f.query[operation] = r.URL.Query()
+	f.versions[operation] = append(r.Header.Values("x-ms-version"), r.URL.Query()["api-version"]...)
 	f.bodies[operation], f.headers[operation] = body, r.Header.Clone()
 	if on := f.on[operation]; on != nil {
 		return on(w, r, body)
@@ -427,6 +431,8 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 		operation = "Break"
 	case r.Method == http.MethodDelete:
 		operation = "Delete"
+	case r.Method == http.MethodPut:
+		operation = "Put"
 	}
 	w.Header().Set("Date", f.now.Format(http.TimeFormat))
 	switch {
@@ -438,6 +444,14 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	case operation == "List":
 		f.serveList(w, r.URL.Query())
+	case operation == "Delete":
+		status, code := f.deleteBlob(strings.SplitN(strings.Trim(r.URL.Path, "/"), "/", 3)[2], r.URL.Query().Get("versionid"))
+		if code != "" {
+			w.Header().Set("x-ms-error-code", code)
+		}
+		w.WriteHeader(status)
+	case operation == "Put":
+		w.WriteHeader(http.StatusCreated)
 	case operation == "Break":
 		f.serveBreak(w, r)
 	default:
