@@ -124,7 +124,10 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 		case code != "ContainerNotFound":
 			return nil, b.fail(err)
 		}
-	} else if properties := response.ContainerProperties; properties != nil {
+	} else if properties := response.ContainerProperties; properties == nil {
+		// Nothing is no sign that there is no policy.
+		return nil, b.fail(&azureCallError{operation: "BlobContainers.Get", err: errAzureAnswer})
+	} else {
 		c.legalHold = isTrue(properties.HasLegalHold)
 		c.public = properties.PublicAccess != nil && *properties.PublicAccess != armstorage.PublicAccessNone
 		if versions := properties.ImmutableStorageWithVersioning; versions != nil && (isTrue(versions.Enabled) ||
@@ -422,7 +425,9 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 			return nil
 		case err != nil:
 			return subject.fail(err)
-		case page.Segment != nil && len(page.Segment.BlobItems) > 0:
+		case page.Segment == nil:
+			return subject.fail(&azureCallError{operation: "Blobs.List", err: errAzureAnswer})
+		case len(page.Segment.BlobItems) > 0:
 			return b.errorf("", errBucketNotEmpty, "bucket %q cannot be deleted: %s", b.Name, errBucketNotEmpty)
 		}
 	}

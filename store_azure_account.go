@@ -78,9 +78,12 @@ func (b *azureBucket) readAccount(ctx context.Context) (*armstorage.Account, err
 		return nil, err
 	}
 	account := &response.Account
+	if account.Properties == nil {
+		return nil, &azureCallError{operation: "StorageAccounts.Get", err: errAzureAnswer}
+	}
 	level := false
-	if p := account.Properties; p != nil && p.ImmutableStorageWithVersioning != nil {
-		level = isTrue(p.ImmutableStorageWithVersioning.Enabled) || p.ImmutableStorageWithVersioning.ImmutabilityPolicy != nil
+	if p := account.Properties.ImmutableStorageWithVersioning; p != nil {
+		level = isTrue(p.Enabled) || p.ImmutabilityPolicy != nil
 	}
 	b.versionLevels.Store(b.Name+"/"+b.Account, level)
 	b.mu.Lock()
@@ -229,9 +232,6 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 		return gaps, b.fail(err)
 	}
 	properties := account.Properties
-	if properties == nil {
-		properties = &armstorage.AccountProperties{}
-	}
 	if sku := account.SKU; sku != nil && deref(sku.Name) != b.cloud.sku && !strings.HasSuffix(string(deref(sku.Name)), "ZRS") {
 		gap("Storage account %s is not zone-redundant but %s; it is left as it is.", b.Account, deref(sku.Name))
 	}
@@ -406,7 +406,9 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, leave permit, begun boo
 			"on a group go with it.", b.Name)}, nil
 	case err != nil:
 		return AccountState{}, b.fail(err)
-	case group.Properties != nil && deref(group.Properties.ProvisioningState) == "Deleting":
+	case group.Properties == nil:
+		return AccountState{}, b.fail(&azureCallError{operation: "ResourceGroups.Get", err: errAzureAnswer})
+	case deref(group.Properties.ProvisioningState) == "Deleting":
 		return AccountState{Deleting: true}, nil
 	}
 	account, others, err := b.resourcesOfGroup(ctx)
@@ -518,6 +520,9 @@ func (b *azureBucket) resourcesOfGroup(ctx context.Context) (account *armresourc
 			return nil, nil, nil
 		case err != nil:
 			return nil, nil, b.fail(err)
+		case page.Value == nil:
+			// Nothing is no sign that the group is empty.
+			return nil, nil, b.fail(&azureCallError{operation: "Resources.List", err: errAzureAnswer})
 		}
 		for _, r := range page.Value {
 			switch {
@@ -595,8 +600,13 @@ func azureFirst[P, I any](ctx context.Context, operation string, pager *runtime.
 			return "", nil
 		case err != nil:
 			return "", err
+		case items(page) == nil:
+			return "", &azureCallError{operation: operation, err: errAzureAnswer}
 		}
 		for _, item := range items(page) {
+			if item == nil {
+				return "", &azureCallError{operation: operation, err: errAzureAnswer}
+			}
 			// Azure makes these containers by itself.
 			if found := deref(name(item)); found != "$logs" && found != "$blobchangefeed" {
 				return found, nil

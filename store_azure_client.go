@@ -432,9 +432,10 @@ func recordAzureToken(r *policy.Request) (*http.Response, error) {
 
 // azureCall makes a request, or several, that are observed as operation.
 func azureCall[T any](ctx context.Context, operation string, call func(context.Context) (T, error)) (T, error) {
-	out, err := call(context.WithValue(ctx, azureOperation{}, operation))
+	var response *http.Response
+	out, err := call(policy.WithCaptureResponse(context.WithValue(ctx, azureOperation{}, operation), &response))
 	if err != nil {
-		err = &azureCallError{operation: operation, err: err}
+		err = &azureCallError{operation: operation, err: err, answered: response != nil && response.StatusCode < http.StatusMultipleChoices}
 	}
 	return out, err
 }

@@ -32,6 +32,9 @@ func (e azureNonRetriable) Error() string { return string(e) }
 // NonRetriable marks the error for the SDK.
 func (azureNonRetriable) NonRetriable() {}
 
+// errAzureAnswer is an answer of success that Azure does not give: it lacks what every one has.
+var errAzureAnswer = errors.New("the answer cannot be understood, it is not one of Azure")
+
 // azureUnfinished says that an operation goes on, and that Azure does not want to be asked about it for longer than a pass waits.
 type azureUnfinished struct {
 	status int // of the last answer
@@ -47,6 +50,8 @@ type azureCallError struct {
 	operation string
 	blob      string // of a part of a batch
 	err       error
+	// answered says that the answer, or the last of several, was a success.
+	answered bool
 }
 
 func (e *azureCallError) Error() string { return e.err.Error() }
@@ -246,6 +251,9 @@ func (s *azureSubject) fail(err error) error {
 		if s.generated && azureCodes[azureErrorCode(err)] == codeUnauthenticated {
 			err = errors.Join(errKeyRejected, err)
 		}
+	case errors.Is(err, errAzureAnswer), call != nil && call.answered && !errors.As(err, new(azureNonRetriable)):
+		// HTML of a proxy, for one.
+		code, text = codeRetryableConfiguration, errAzureAnswer.Error()
 	default: // the SDK itself
 		if errors.As(err, new(azureNonRetriable)) {
 			code = codeRetryableDependencies

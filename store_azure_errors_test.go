@@ -317,3 +317,59 @@ func TestAzureRejectedKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An answer that is none of Azure's is no sign that there is no policy, no blob, or nothing else in a group.
+func TestAzureAnswersThatAreNone(t *testing.T) {
+	for operation, call := range map[string]func(f *fakeAzure, b *azureBucket) error{
+		"Container.GET":    func(_ *fakeAzure, b *azureBucket) error { _, err := b.Observe(t.Context()); return err },
+		"Account.GET":      func(f *fakeAzure, b *azureBucket) error { f.days = 4; _, err := b.Observe(t.Context()); return err },
+		"Account.listKeys": func(_ *fakeAzure, b *azureBucket) error { _, err := b.Keys(t.Context()); return err },
+		"Policy.PUT":       func(_ *fakeAzure, b *azureBucket) error { return b.SetPolicy(t.Context(), Policy{Days: 4}) },
+		"Group.GET": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Resources.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Container.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Table.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"List": func(f *fakeAzure, b *azureBucket) error {
+			if err := b.Delete(t.Context(), anything); err == nil {
+				return nil
+			}
+			_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+			return err
+		},
+		"Token": func(_ *fakeAzure, b *azureBucket) error { _, err := b.Observe(t.Context()); return err },
+	} {
+		for _, answer := range []string{"<html>go away</html>", "{}", "[]", "null", "", "\x00\xff", `{"properties":"x","keys":7,"value":"x","tags":3}`,
+			`{"properties":{"immutabilityPolicy":{"properties":{"immutabilityPeriodSinceCreationInDays":"x"}},"immutableStorageWithVersioning":[]},"keys":[null,{"value":5}],"value":[null,5],"tags":[]}`} {
+			f := newFakeAzure(t)
+			f.on[operation] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				_, _ = w.Write([]byte(answer))
+				return true
+			}
+			err := call(f, f.open(f.ref()))
+			calls := f.take()
+			if strings.Contains(calls, "DELETE") {
+				t.Errorf("%s %.20q: something was deleted: %s", operation, answer, calls)
+			}
+			harmless := operation == "Policy.PUT" || operation == "Account.listKeys" // what is missing is missed later
+			if err == nil && harmless {
+				continue
+			}
+			checkAzureError(t, err, codeRetryableConfiguration, "understood")
+			if n := len(err.Error()); n > 250 {
+				t.Errorf("%s %.20q: %d characters: %v", operation, answer, n, err)
+			}
+		}
+	}
+}

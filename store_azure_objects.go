@@ -116,6 +116,10 @@ func (b *azureBlobs) pages(ctx context.Context, prefix string, from cursor) iter
 			switch {
 			case azureGone(err):
 				return
+			case err == nil && response.Segment == nil:
+				// Nothing is no sign that there are no blobs.
+				err = &azureCallError{operation: "Blobs.List", err: errAzureAnswer}
+				fallthrough
 			case err != nil:
 				yield(page{}, b.fail(err))
 				return
@@ -129,9 +133,6 @@ func (b *azureBlobs) pages(ctx context.Context, prefix string, from cursor) iter
 // page reads a page of a list.
 func (b *azureBlobs) page(response container.ListBlobsFlatResponse) page {
 	p := page{now: cmp.Or(deref(response.Date), time.Now()), next: cursor{key: deref(response.NextMarker)}}
-	if response.Segment == nil {
-		return p
-	}
 	p.versions = make([]version, 0, len(response.Segment.BlobItems))
 	for _, item := range response.Segment.BlobItems {
 		v := version{key: deref(item.Name), held: b.held}
@@ -349,7 +350,8 @@ func (b *azureBucket) objects(ctx context.Context) (*azureBlobs, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &azureBlobs{azureSubject: subject, clients: b.clients, cloud: b.cloud, blobs: blobs, days: known.retention(), held: known.legalHold}, nil
+	return &azureBlobs{azureSubject: subject, clients: b.clients, cloud: b.cloud, blobs: blobs, days: known.retention(),
+		held: known.legalHold}, nil
 }
 
 // pages implements versions.

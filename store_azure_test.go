@@ -280,7 +280,7 @@ func (f *fakeAzure) serveARM(w http.ResponseWriter, r *http.Request) {
 		f.serveGroup(w, r, body)
 	case parts[0] == "resources":
 		if !f.begin("Resources.List", w, r, body) {
-			var list []map[string]any
+			list := []map[string]any{}
 			if f.account {
 				list = append(list, map[string]any{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket), "tags": f.tags(f.foreignAccount)})
 			}
