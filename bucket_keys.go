@@ -23,7 +23,7 @@ func (p *bucketPass) keyDue() bool {
 	}
 	created := keyCreated(p.generated)
 	p.setKeyCreated(created)
-	return p.desired.Rotation.due(created, time.Now()) || p.keys.suspicious(p.b.Name, p.generated.Data, time.Now())
+	return p.desired.Rotation.due(created, time.Now()) || p.keys.due(p.b.Name, p.generated.Data, time.Now())
 }
 
 // keyCreated is when the key that a generated secret publishes was created; zero if that
@@ -50,7 +50,6 @@ func (p *bucketPass) setKeyCreated(created time.Time) {
 // rotation and before the key is published: whenever the daemon stops in between, the next
 // pass sees a secret that lags and only publishes.
 func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
-	p.keys.looking(p.b.Name, time.Now())
 	keys, err := store.Keys(ctx)
 	if err != nil {
 		return err

@@ -832,7 +832,7 @@ func TestAzureRejectedKeyIsReplaced(t *testing.T) {
 				}
 				h.wantTrace(azureVerified...)
 			}
-			h.buckets.keys.looking("b", time.Now().Add(-keyLookInterval))
+			h.buckets.keys.age("b")
 			if _, err := h.passBucket("b"); err != nil {
 				t.Error(err)
 			}
@@ -919,7 +919,7 @@ func TestAzureKeysAreLookedAtAfterARestart(t *testing.T) {
 		t.Errorf("the keys were asked for %d times", n)
 	}
 	delete(h.cloud.fail, "Keys")
-	h.buckets.keys.looking("b", time.Now().Add(-keyLookInterval))
+	h.buckets.keys.age("b")
 	if _, err := h.passBucket("b"); err != nil {
 		t.Error(err)
 	}
@@ -954,4 +954,13 @@ func TestAzureRepublishedKeyIsToldAfterAKill(t *testing.T) {
 			t.Errorf("lastOperation is of %s", last.LastUpdateTime)
 		}
 	}
+}
+
+// age makes the last look at the keys of a bucket one of long ago.
+func (w *keyWatch) age(bucket string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.buckets[bucket]
+	s.looked = time.Now().Add(-keyLookInterval)
+	w.buckets[bucket] = s
 }

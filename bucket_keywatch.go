@@ -33,7 +33,7 @@ type keyState struct {
 	valid clientKey
 	// rejected says that a store did not accept the key since.
 	rejected bool
-	// looked is when the keys were looked at last.
+	// looked is when such a look was taken last.
 	looked time.Time
 }
 
@@ -50,26 +50,22 @@ func hashData(data map[string][]byte) clientKey {
 	return newClientKey(parts...)
 }
 
-// suspicious says that the keys of a bucket need a look: the content of its generated secret is not what was found to be right,
-// or a store does not accept it.
-func (w *keyWatch) suspicious(bucket string, data map[string][]byte, now time.Time) bool {
+// due says that the keys of a bucket need a look, which the caller takes now: the content of its generated secret is not what was
+// found to be right, or a store does not accept it.
+func (w *keyWatch) due(bucket string, data map[string][]byte, now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.buckets[bucket]
-	return (s.rejected || s.valid != hashData(data)) && !s.recent(now)
+	if !s.rejected && s.valid == hashData(data) || s.recent(now) {
+		return false
+	}
+	s.looked = now
+	w.buckets[bucket] = s
+	return true
 }
 
 func (s keyState) recent(now time.Time) bool {
 	return !s.looked.IsZero() && now.Sub(s.looked) < keyLookInterval
-}
-
-// looking notes that the keys are looked at now, whatever comes of it.
-func (w *keyWatch) looking(bucket string, now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := w.buckets[bucket]
-	s.looked = now
-	w.buckets[bucket] = s
 }
 
 // published notes that this content publishes a key that the account has.
