@@ -122,7 +122,7 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	if err := r.resource.claim(ctx, &b.object, true); err != nil {
 		return 0, err
 	}
-	p := r.newPass(b, passEnsure)
+	p := r.newPass(ctx, b, passEnsure)
 	if p.desired.err != nil && p.old.Policy.None() {
 		return r.interval(b), r.resource.failure(ctx, &b.object, opType, p.desired.err, nil)
 	}
@@ -143,11 +143,14 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 	if err := r.followSecret(ctx, &b.object); err != nil {
 		return 0, r.resource.failure(ctx, &b.object, opType, err, extra)
 	}
-	if err := r.resource.success(ctx, &b.object, opType, "The bucket is as desired: "+p.live.Policy.String(), extra); err != nil {
+	if err := r.resource.success(ctx, &b.object, opType, p.succeeded(), extra); err != nil {
 		return 0, err
 	}
 	return p.interval(), nil
 }
+
+// succeeded describes what a pass that succeeded has found.
+func (p *bucketPass) succeeded() string { return "The bucket is as desired: " + p.live.Policy.String() }
 
 // reportRefusal says whether err is a refusal, and tells of a new one.
 func (r *bucketReconciler) reportRefusal(ctx context.Context, b *backupBucket, err error, opType operationType) bool {
@@ -180,7 +183,7 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		}
 		return r.interval(b), err
 	}
-	p := r.newPass(b, passVerify)
+	p := r.newPass(ctx, b, passVerify)
 	if err := p.run(ctx); err != nil {
 		if isTransient(err) {
 			return 0, err
@@ -194,6 +197,9 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 	if len(b.Conditions) == 0 {
 		delete(fields, "conditions")
 	}
+	if p.republished {
+		return r.verifyInterval, r.resource.success(ctx, &b.object, operationTypeReconcile, p.succeeded(), fields)
+	}
 	if len(fields) == 0 {
 		return p.interval(), nil
 	}
@@ -204,7 +210,7 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 // defend verifies a bucket whose spec is not to be carried out: it has changed without a
 // reconcile, or the bucket is being deleted. What was recorded is still restored.
 func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
-	p := r.newPass(b, passDefend)
+	p := r.newPass(ctx, b, passDefend)
 	err := p.run(ctx)
 	conditions, ok := p.statusFields()["conditions"].([]condition)
 	if !ok || len(b.Conditions) == 0 {
@@ -244,8 +250,14 @@ func (k passKind) hardens(created bool) bool { return created || k == passEnsure
 func (k passKind) settled() bool { return k != passEnsure }
 
 // newPass prepares a pass over a bucket.
-func (r *bucketReconciler) newPass(b *backupBucket, kind passKind) *bucketPass {
+func (r *bucketReconciler) newPass(ctx context.Context, b *backupBucket, kind passKind) *bucketPass {
 	p := &bucketPass{bucketReconciler: r, b: b, kind: kind, start: func() error { return nil }}
+	p.announce = sync.OnceValue(func() error {
+		if kind == passEnsure {
+			return p.start()
+		}
+		return r.resource.processing(ctx, &b.object, operationTypeReconcile, "Publishing an access key")
+	})
 	p.desired, p.old = r.scope.readBucket(b)
 	p.next = p.old
 	switch {
@@ -266,8 +278,11 @@ type bucketPass struct {
 	// remembered after it.
 	desired   desired
 	old, next record
-	// start is called before the first change in the cloud.
-	start func() error
+	// start is called before the first change in the cloud; announce before the generated secret changes, which gardenlet reads
+	// only when lastOperation does, so that a verification writes it too.
+	start, announce func() error
+	// republished says that the content of the generated secret changed in this pass.
+	republished bool
 
 	// lockAtOnce is a trait of the store.
 	lockAtOnce bool
@@ -564,7 +579,7 @@ func (p *bucketPass) statusFields() map[string]any {
 	fields := map[string]any{}
 	if p.observed {
 		p.next.Cloud = p.desired.Cloud
-		if p.generated != nil {
+		if p.generated != nil && (p.next.Account == "" || p.republished) {
 			p.next.Account, _ = p.published(p.b, p.generated)
 		}
 	}
@@ -602,6 +617,12 @@ func (p *bucketPass) immutableCondition() condition {
 		c.Status, c.Reason = "False", "Unlocked"
 	}
 	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
+	if !p.live.Default.None() {
+		c.Reason = "DefaultOnly"
+		c.Message = fmt.Sprintf("The store says: %s, but only as a default, which an object may be written without; nothing is locked "+
+			"for sure.", p.live.Default)
+		return c
+	}
 	if !p.live.Policy.None() && p.desired.Policy.None() && p.next.Policy.None() {
 		c.Message += " It was not set by bucketwarden and is left alone."
 	}

@@ -68,6 +68,7 @@ func (h *harness) putAzure(settled bool, p Policy, edits ...editObject) *memAcco
 	}
 	h.cloud.putContainer("b", p, 5)
 	h.putGenerated("garden", generatedData("derived", memKey1))
+	h.buckets.keys.published("b", generatedData("derived", memKey1)) // by an earlier pass
 	return h.cloud.putAccount("b")
 }
 
@@ -223,6 +224,7 @@ func TestAzureBucketRef(t *testing.T) {
 			h := newHarness(t)
 			h.putAzure(true, locked4d, append([]editObject{withAzureConfig(locked4d, fields)}, edits...)...)
 			h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Data = generatedData("bkpadopted", memKey1) })
+			h.edit(bucketsGVR, "b", set("bkpadopted", "status", "providerStatus", "storageAccount"))
 			if _, err := h.passBucket("b"); err != nil {
 				t.Error(err)
 			}
@@ -288,6 +290,7 @@ func (h *harness) passOrKill() (err error) {
 			clear(c.wanted)
 			clear(c.written)
 			clear(c.due)
+			h.buckets.keys.forget("b")
 			err = nil
 		}
 	}()
@@ -629,6 +632,28 @@ func TestAzureAppendWritesAreSwitchedOff(t *testing.T) {
 			if got != test.set || b.state.Appends != (test.set == 0) || b.state.Policy != test.live {
 				t.Errorf("%d SetPolicy, state %+v", got, b.state)
 			}
+		})
+	}
+}
+
+// A policy that is only a default locks nothing, and is not shown as if it did.
+func TestAzureDefaultPolicyIsNoLock(t *testing.T) {
+	versionLevel := &storeError{code: codeConfigurationProblem, err: errors.New("storage account x has version-level immutability")}
+	for name, operation := range map[string]string{"reconcile": operationReconcile, "verification": ""} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.putAzure(true, locked4d, withOperation(operation))
+			h.cloud.buckets["b"].state.Policy, h.cloud.buckets["b"].state.Default = Policy{}, locked4d
+			h.cloud.fail["SetPolicy"], h.cloud.fail["LockPolicy"] = versionLevel, versionLevel
+			if _, err := h.passBucket("b"); !errors.Is(err, versionLevel) {
+				t.Error(err)
+			}
+			h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
+			c := h.conditionOf(conditionImmutable)
+			if message, _ := c["message"].(string); c["status"] != "False" || c["reason"] != "DefaultOnly" || !strings.Contains(message, "only as a default") {
+				t.Errorf("condition %v", c)
+			}
+			h.wantMetric(0, "bucketwarden_backupbucket_locked", "b")
 		})
 	}
 }

@@ -23,7 +23,7 @@ func (p *bucketPass) keyDue() bool {
 	}
 	created := keyCreated(p.generated)
 	p.setKeyCreated(created)
-	return p.desired.Rotation.due(created, time.Now())
+	return p.desired.Rotation.due(created, time.Now()) || p.keys.due(p.b.Name, p.generated.Data, time.Now())
 }
 
 // keyCreated is when the key that a generated secret publishes was created; zero if that
@@ -64,7 +64,7 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 	requested := p.scope.rotationRequested(&p.b.object)
 	publish, regenerate := planKeys(keys, published, p.desired.Rotation, requested, time.Now())
 	if regenerate != "" {
-		if err := p.start(); err != nil {
+		if err := p.announce(); err != nil {
 			return err
 		}
 		// A cache that lags shows requests that were carried out already; the key that
@@ -91,18 +91,38 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 		}
 	}
 	data := store.EntryCredentials(publish)
-	if p.generated == nil || publish.Value != published {
-		if err := p.start(); err != nil {
+	old := p.generated
+	changes := old == nil || hashData(old.Data) != hashData(data) || old.Namespace != generatedSecretRef(p.b).Namespace
+	if changes {
+		if err := p.announce(); err != nil {
 			return err
 		}
 	}
-	generated, err := p.secrets.publish(ctx, p.b, p.generated, data, publish.Created)
+	generated, err := p.secrets.publish(ctx, p.b, old, data, publish.Created)
 	if err != nil {
 		return err
 	}
-	p.generated = generated
+	p.generated, p.republished = generated, changes
+	p.keys.published(p.b.Name, data)
 	p.setKeyCreated(publish.Created)
+	p.reportRepublished(ctx, old, keys, publish, published)
 	return nil
+}
+
+// reportRepublished tells of a generated secret that had not what we published: a key that the account does not have, or
+// something else beside the key.
+func (p *bucketPass) reportRepublished(ctx context.Context, old *corev1.Secret, keys []accessKey, publish accessKey, published string) {
+	dead := published != "" && !slices.ContainsFunc(keys, func(key accessKey) bool { return key.Value == published })
+	switch {
+	case !p.republished || old == nil:
+	case dead && publish.Value != published:
+		klog.FromContext(ctx).Info("The generated secret had a key that the storage account does not have", "published", publish.Name)
+		p.warn(p.b, "KeyRepublished", "Verify", "The generated secret of bucket %s had a key that its storage account does not have: somebody "+
+			"regenerated it, or altered the secret; it has access key %s now", p.b.Name, publish.Name)
+	case publish.Value == published && hashData(old.Data) != hashData(p.generated.Data):
+		p.normal(p.b, "GeneratedSecretWritten", "Verify", "The generated secret of bucket %s was not as bucketwarden writes it; it was "+
+			"written anew with the same access key", p.b.Name)
+	}
 }
 
 // rotationStillRequested reads the request for a rotation from the API server.

@@ -231,14 +231,14 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	}
 	entryController.splitStores()
 
-	purges := &purges{}
+	purges, keys := &purges{}, newKeyWatch(bucketController.queue.Add)
 	bucketReconciler := &bucketReconciler{
 		reconciler: reconciler{
 			resource: &resourceClient{client: dyn.Resource(bucketsGVR), kind: kindBackupBucket,
 				finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets: &secrets{client: d.core, finalizer: finalizerBackupBucket},
 			cached:  buckets.GetIndexer(),
-			scope:   scope, recorder: recorder, metrics: d.metrics, purges: purges,
+			scope:   scope, recorder: recorder, metrics: d.metrics, purges: purges, keys: keys,
 		},
 		verifyInterval: d.config.verifyInterval,
 		sweeps:         d.sweeps,
@@ -249,6 +249,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	bucketController.onGone = func(name string) {
 		d.metrics.forgetBucket(name)
 		purges.forget(kindBackupBucket, name)
+		keys.forget(name)
 	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
@@ -256,7 +257,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		resource: entryClient,
 		secrets:  &secrets{client: d.core, finalizer: finalizerBackupEntry},
 		cached:   entries.GetIndexer(),
-		scope:    scope, recorder: recorder, metrics: d.metrics, purges: purges,
+		scope:    scope, recorder: recorder, metrics: d.metrics, purges: purges, keys: keys,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
 	entryController.onGone = func(name string) { purges.forget(kindBackupEntry, name) }

@@ -65,7 +65,7 @@ func (r *entryReconciler) reconcile(ctx context.Context, key cache.ObjectName, w
 	case opType == operationTypeMigrate:
 		return 0, r.migrate(ctx, e)
 	case opType == operationTypeDelete:
-		return r.resource.controller.atStore(ctx, false, func(ctx context.Context) (time.Duration, error) { return r.delete(ctx, e) })
+		return r.atStore(ctx, e, false, func(ctx context.Context) (time.Duration, error) { return r.delete(ctx, e) })
 	case !r.needsWork(&e.object, wanted):
 		return 0, nil
 	}
@@ -83,9 +83,19 @@ func (r *entryReconciler) ensure(ctx context.Context, e *backupEntry, opType ope
 	if err != nil {
 		return 0, r.resource.failure(ctx, &e.object, opType, err, nil)
 	}
-	return r.resource.controller.atStore(ctx, true, func(ctx context.Context) (again time.Duration, err error) {
+	return r.atStore(ctx, e, true, func(ctx context.Context) (again time.Duration, err error) {
 		defer r.wantAgain(&e.object, &err)
 		return r.finish(ctx, e, opType, objects, source)
+	})
+}
+
+// atStore goes on with a pass where it may wait for a store, and notes if that does not accept the entry's key.
+func (r *entryReconciler) atStore(ctx context.Context, e *backupEntry, interruptible bool,
+	then func(context.Context) (time.Duration, error)) (time.Duration, error) {
+	return r.resource.controller.atStore(ctx, interruptible, func(ctx context.Context) (time.Duration, error) {
+		again, err := then(ctx)
+		r.keys.noteRejection(e.BucketName, err, time.Now())
+		return again, err
 	})
 }
 
@@ -142,7 +152,7 @@ func (r *entryReconciler) ensureSecrets(ctx context.Context, e *backupEntry, opT
 	var objects Objects
 	// The token of a workload identity comes later, from gardenlet.
 	if !isWorkloadIdentity(source) || len(source.Data[dataKeyToken]) > 0 {
-		if objects, err = r.openObjects(&e.object, e.BucketName, e.Recorded, source); err != nil {
+		if objects, err = r.openObjects(&e.object, e.BucketName, e.record(), source); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -398,7 +408,7 @@ func (r *entryReconciler) purge(ctx context.Context, e *backupEntry, source *cor
 	}
 	unused := func(ctx context.Context) error { return r.resource.checkUnused(ctx, e.BucketName, base, e.Name) }
 	guard := &prefixGuard{entries: r.resource, entry: e, base: base}
-	objects, openErr := r.openObjects(&e.object, e.BucketName, e.Recorded, source)
+	objects, openErr := r.openObjects(&e.object, e.BucketName, e.record(), source)
 	if openErr == nil {
 		openErr = r.endpoints().enter(ctx, objects.endpoint(), classPurge)
 	}

@@ -107,18 +107,19 @@ func newHarness(t *testing.T) *harness {
 	}
 	h.scope.providers = map[string]provider{"aws": h.cloud, "s3": h.cloud, "azure": memAzure{memStore: h.cloud}}
 	entryClient := &resourceClient{client: h.dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
+	keys := newKeyWatch(bucketController.queue.Add)
 	h.entries = &entryReconciler{reconciler{
 		resource: entryClient,
 		secrets:  &secrets{client: h.core, finalizer: finalizerBackupEntry},
 		cached:   index(),
-		scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
+		scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{}, keys: keys,
 	}}
 	h.buckets = &bucketReconciler{
 		reconciler: reconciler{
 			resource: &resourceClient{client: h.dyn.Resource(bucketsGVR), kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:  &secrets{client: h.core, finalizer: finalizerBackupBucket},
 			cached:   index(),
-			scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{},
+			scope:    h.scope, recorder: h.recorder, metrics: h.metrics, purges: &purges{}, keys: keys,
 		},
 		verifyInterval: testVerifyInterval,
 		sweeps:         sweeps,

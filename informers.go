@@ -111,10 +111,14 @@ type backupBucket struct {
 type backupEntry struct {
 	object
 	BucketName string
-	// Recorded is the policy in spec.backupBucketProviderStatus, which the client copies
+	// Recorded and Account are the policy and the account in spec.backupBucketProviderStatus, which the client copies
 	// from the BackupBucket's status.
 	Recorded Policy
+	Account  string
 }
+
+// record is what the entry knows of its bucket.
+func (e *backupEntry) record() record { return record{Policy: e.Recorded, Account: e.Account} }
 
 // DeepCopyObject implements runtime.Object for events and client-go's cache mutation
 // detector. What pointers and slices hold is never changed, so it is shared.
@@ -284,8 +288,8 @@ func decodeBucket(u *unstructured.Unstructured) *backupBucket {
 
 func decodeEntry(u *unstructured.Unstructured) *backupEntry {
 	o, d := decodeObject(u, kindBackupEntry)
-	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"),
-		Recorded: readRecord(d.raw("spec", "backupBucketProviderStatus")).Policy}
+	of := readRecord(d.raw("spec", "backupBucketProviderStatus"))
+	e := &backupEntry{object: o, BucketName: d.shared("spec", "bucketName"), Recorded: of.Policy, Account: of.Account}
 	e.decodeErr = d.err
 	return e
 }

@@ -6,6 +6,7 @@
 //     asked to delete a sample: if any of that goes, the next round presumes nothing.
 //   - Delete markers go last, and only where no version of their key is left: one on a retained version is half of a
 //     snapshot's exclusion (the other half is a tag).
+//   - A lease on what is to be deleted is broken once a pass; what is leased again counts as retained.
 //   - Memory is constant; the work of a pass is bounded, and the next one goes on where it stopped.
 
 package main
@@ -25,6 +26,8 @@ import (
 const (
 	purgeInFlight = 3
 	purgeAttempts = 4
+	// purgeMaxWait is the longest wait that a store may ask for within a pass; a longer one is the queue's.
+	purgeMaxWait = 20 * time.Second
 	// purgeRounds bounds how often a list is read anew because something went.
 	purgeRounds = 10
 	// purgeWork is how many versions one pass looks at, so that others get their turn.
@@ -169,7 +172,9 @@ type purge struct {
 
 	mu sync.Mutex // guards what follows while batches are under way
 	purgeState
-	splits int
+	// unleased are the keys whose lease was broken in this pass, at most maxUnleased.
+	unleased map[string]bool
+	splits   int
 	// failedKey orders failures, so that the same one is reported every time.
 	failedKey string
 	err       error
@@ -448,12 +453,16 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 		next, err := p.attempt(ctx, part, presumed)
 		switch {
 		case err == nil && len(next.again) > 0:
-			if err = next.err; attempt < purgeAttempts {
-				err = sleep(ctx, p.traits.backoff(attempt))
+			after := retryAfter(next.err)
+			if err = next.err; attempt < purgeAttempts && after <= purgeMaxWait {
+				err = sleep(ctx, max(after, p.traits.backoff(attempt)))
 			}
 			attempt++
 		case err == nil:
 			attempt = 1
+		}
+		if err == nil && len(next.leased) > 0 {
+			err = p.breakLeases(ctx, next.leased)
 		}
 		if err != nil {
 			p.setError(part[0].key, err)
@@ -461,7 +470,7 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 		}
 		half := len(next.refused) / 2
 		// The older ones are the likelier to be free.
-		for _, rest := range [][]version{next.untried, next.again, next.refused[half:], next.refused[:half]} {
+		for _, rest := range [][]version{next.untried, next.again, next.leased, next.refused[half:], next.refused[:half]} {
 			if len(rest) > 0 {
 				parts = append(parts, rest)
 			}
@@ -472,8 +481,8 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 // remainder is what of a batch has to be asked for again.
 type remainder struct {
 	// refused are those of a batch that the store refused as a whole.
-	untried, again, refused []version
-	err                     error // of again
+	untried, again, leased, refused []version
+	err                             error // of again
 }
 
 // attempt makes one attempt to delete a batch.
@@ -507,6 +516,11 @@ func (p *purge) count(batch []version, answers []removal, presumed bool) (next r
 			p.gone(v, presumed)
 		case answer.outcome == removalRefused && split:
 			next.refused = append(next.refused, v)
+		case answer.outcome == removalLeased && p.unleasable(v):
+			next.leased = append(next.leased, v)
+		case answer.outcome == removalLeased:
+			v.own = true // it teaches nothing about others
+			p.kept(v, answer, presumed)
 		case answer.outcome == removalRetained, answer.outcome == removalRefused:
 			p.kept(v, answer, presumed)
 		case answer.outcome == removalAgain:

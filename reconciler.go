@@ -32,6 +32,7 @@ type reconciler struct {
 	recorder events.EventRecorder
 	metrics  *metrics
 	purges   *purges
+	keys     *keyWatch
 }
 
 // endpoints are where a pass finds a place before it asks a store.
@@ -178,8 +179,8 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 	store, err := r.provider(&b.object).openStore(bucketRef{
 		Name: b.Name, Region: b.Region, Recorded: old.Policy, Created: old.Origin == originCreated, Cloud: want.Cloud,
 		KeyExpirationDays: want.Rotation.ExpirationDays,
-		// A secret that was lost must not make us look into another account.
-		Account: cmp.Or(account, old.Account),
+		// A secret that was lost or altered must not make us look into another account.
+		Account: cmp.Or(old.Account, account),
 	}, secret.Data)
 	if err == nil {
 		err = r.endpoints().enter(ctx, store.endpoint(), class)
@@ -188,8 +189,9 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 }
 
 // openObjects opens what lies in a bucket with the credentials of a BackupEntry.
-func (r *reconciler) openObjects(o *object, bucket string, recorded Policy, secret *corev1.Secret) (Objects, error) {
-	objects, err := r.provider(o).openObjects(bucketRef{Name: bucket, Region: o.Region, Recorded: recorded}, secret.Data)
+func (r *reconciler) openObjects(o *object, bucket string, of record, secret *corev1.Secret) (Objects, error) {
+	objects, err := r.provider(o).openObjects(bucketRef{Name: bucket, Region: o.Region, Recorded: of.Policy, Account: of.Account},
+		secret.Data)
 	return objects, credentialsError(err, secret)
 }
 
@@ -206,7 +208,7 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket) (Objects
 	if err != nil || secret == nil {
 		return nil, err
 	}
-	objects, err := r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus).Policy, secret)
+	objects, err := r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus), secret)
 	if err == nil {
 		// The sweeps have a controller, and places, of their own.
 		err = r.endpoints().enter(ctx, objects.endpoint(), classPurge)

@@ -425,13 +425,14 @@ func (d *simDaemon) wire(life *simLife) {
 		return c
 	}
 	bucketController, entryController, sweeps := controller(resourceBackupBuckets), controller(resourceBackupEntries), controller(resourceSweeps)
+	keys := newKeyWatch(bucketController.queue.Add)
 	entryClient := &resourceClient{client: &simDynamic{life: life, resource: resourceBackupEntries}, kind: kindBackupEntry, finalizer: finalizerBackupEntry, controller: entryController}
 	bucketReconciler := &bucketReconciler{
 		reconciler: reconciler{
 			resource: &resourceClient{client: &simDynamic{life: life, resource: resourceBackupBuckets}, kind: kindBackupBucket, finalizer: finalizerBackupBucket, controller: bucketController},
 			secrets:  &secrets{client: simCore{life: life}, finalizer: finalizerBackupBucket},
 			cached:   d.buckets.indexer,
-			scope:    a, recorder: recorder, metrics: metrics, purges: &purges{},
+			scope:    a, recorder: recorder, metrics: metrics, purges: &purges{}, keys: keys,
 		},
 		verifyInterval: simVerifyInterval,
 		sweeps:         sweeps,
@@ -444,7 +445,7 @@ func (d *simDaemon) wire(life *simLife) {
 		resource: entryClient,
 		secrets:  &secrets{client: simCore{life: life}, finalizer: finalizerBackupEntry},
 		cached:   d.entries.indexer,
-		scope:    a, recorder: recorder, metrics: metrics, purges: &purges{},
+		scope:    a, recorder: recorder, metrics: metrics, purges: &purges{}, keys: keys,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
 	if _, err := watchObjects(d.buckets, a, bucketController, bucketController.queue.Add); err != nil {

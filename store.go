@@ -1,6 +1,6 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader). The rules of each method are here; an implementation has only what differs.
+// accountStore, extensionLimit, uploader, leaser). The rules of each method are here; an implementation has only what differs.
 
 package main
 
@@ -42,6 +42,13 @@ type versions interface {
 // uploader is a versions that may hold incomplete multipart uploads. Only remove takes them.
 type uploader interface {
 	uploads(ctx context.Context, prefix string) iter.Seq2[page, error]
+}
+
+// leaser is a versions where somebody may hold a lease on an object, which keeps it from being deleted as long as it lasts, and
+// it need not end. Whoever may delete the object may end the lease.
+type leaser interface {
+	// breakLease ends the lease on a version that is to be deleted: one request. The permit was asked right before.
+	breakLease(ctx context.Context, v version) error
 }
 
 // version is one thing in a bucket that can be deleted by itself.
@@ -87,6 +94,8 @@ const (
 	removalFailed removalOutcome = iota
 	removalGone
 	removalRetained
+	// removalLeased: somebody holds a lease on it. Only of a leaser.
+	removalLeased
 	// removalRefused: the store refused the whole batch, because of this version or another.
 	removalRefused
 	// removalAgain: worth another attempt, after a pause.
@@ -187,6 +196,9 @@ type BucketState struct {
 	Remains bool
 	// Policy is the bucket's default retention and whether it is locked.
 	Policy Policy
+	// Default is a policy that new objects get unless they are written with another one or none: it protects nothing for sure,
+	// so Policy is none then.
+	Default Policy
 	// Extensions is how often a locked policy can still be extended; nil if there is no
 	// limit. Azure: "A maximum of five increases to the effective retention period is
 	// allowed over the lifetime of a locked policy"
@@ -202,6 +214,9 @@ var (
 	errBucketNotEmpty = errors.New("the bucket is not empty")
 	// errNoBucket is what remove answers of a bucket that does not exist any more.
 	errNoBucket = errors.New("the bucket does not exist")
+	// errKeyRejected is in the chain of errors that say that the store does not accept a key that a generated secret publishes:
+	// it was regenerated, or altered in the secret.
+	errKeyRejected = errors.New("the published key is not accepted")
 	// errNotOurBucket is in the chain of errors that say that the name stands for no
 	// bucket of ours: it belongs to somebody else, lies in another region, or is one that
 	// no bucket can have. There is nothing of ours to delete then.
@@ -218,7 +233,7 @@ type bucketRef struct {
 	Created bool
 	// Cloud, KeyExpirationDays and Account are Azure's: spec.providerConfig's
 	// cloudConfiguration.name and rotationConfig.expirationPeriodDays (0: not asked for),
-	// and the storage account that the generated secret names (empty: derived from Name).
+	// and the storage account that the provider status records, else the generated secret names (empty: derived from Name).
 	Cloud             string
 	KeyExpirationDays int32
 	Account           string

@@ -3,7 +3,7 @@
 // Rules:
 //   - Locked is a locked container-level policy; it can be extended five times, ever.
 //   - Each change carries the etag of what was read before: if somebody was faster, it is read anew.
-//   - A container with version-level immutability has a policy that is only a default.
+//   - With version-level immutability, of the container or of its whole account, the policy is only a default: no lock.
 
 package main
 
@@ -18,6 +18,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/storage/armstorage/v2"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 )
 
 const (
@@ -26,9 +27,11 @@ const (
 	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	azureMaxExtensions = 5
 
-	azureMaxRetries    = 3
-	azureRetryDelay    = 800 * time.Millisecond
-	azureMaxRetryDelay = 30 * time.Second
+	azureMaxRetries = 3
+	azureRetryDelay = 800 * time.Millisecond
+	// azureMaxRetryDelay is the longest Retry-After that is waited for within a pass. What is longer ends the request: the
+	// error says when to come back.
+	azureMaxRetryDelay = 20 * time.Second
 	azureTryTimeout    = time.Minute
 	azurePollInterval  = 2 * time.Second
 	azureWriteRounds   = 4
@@ -64,6 +67,8 @@ type azureBucket struct {
 	last *azureContainer
 	// key is an access key of the account, once it was needed.
 	key string
+	// account is what was read of the storage account in this pass, nil if it was not.
+	account *armstorage.Account
 }
 
 var _ accountStore = &azureBucket{}
@@ -77,21 +82,22 @@ type azureContainer struct {
 	appendWrites, appendWritesAll *bool
 	extensions                    int32
 	legalHold, public             bool
-	// versionLevel says that the policy is only a default, which each blob may have or not:
-	// learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
-	versionLevel bool
+	// versionLevel says that the policy is only a default, which each blob may have or not, and by what, as the subject of a
+	// sentence; empty if it is not so: learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
+	versionLevel string
 }
 
-// effective is the policy as far as it holds for all blobs.
-func (c *azureContainer) effective() Policy {
-	p := c.policy
-	p.Locked = p.Locked && !c.versionLevel
-	return p
+// effective is the policy as far as it holds for all blobs, and what is only a default.
+func (c *azureContainer) effective() (all, byDefault Policy) {
+	if c.versionLevel != "" {
+		return Policy{}, c.policy
+	}
+	return c.policy, Policy{}
 }
 
 // retention is how many days every blob is retained.
 func (c *azureContainer) retention() int {
-	if c.versionLevel {
+	if c.versionLevel != "" {
 		return 0
 	}
 	return int(c.policy.Days)
@@ -118,14 +124,23 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 		case code != "ContainerNotFound":
 			return nil, b.fail(err)
 		}
-	} else if properties := response.ContainerProperties; properties != nil {
+	} else if properties := response.ContainerProperties; properties == nil {
+		// Nothing is no sign that there is no policy.
+		return nil, b.fail(&azureCallError{operation: "BlobContainers.Get", err: errAzureAnswer})
+	} else {
 		c.legalHold = isTrue(properties.HasLegalHold)
 		c.public = properties.PublicAccess != nil && *properties.PublicAccess != armstorage.PublicAccessNone
-		if versions := properties.ImmutableStorageWithVersioning; versions != nil {
-			c.versionLevel = isTrue(versions.Enabled) || deref(versions.MigrationState) != ""
+		if versions := properties.ImmutableStorageWithVersioning; versions != nil && (isTrue(versions.Enabled) ||
+			deref(versions.MigrationState) != "") {
+			c.versionLevel = fmt.Sprintf("container %s", b.Name)
 		}
 		if err := b.readPolicy(c, properties.ImmutabilityPolicy); err != nil {
 			return nil, err
+		}
+		if !c.policy.None() {
+			if err := b.readVersionLevel(ctx, c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	b.mu.Lock()
@@ -200,7 +215,9 @@ func (b *azureBucket) Observe(ctx context.Context) (BucketState, error) {
 	case !c.exists:
 		return BucketState{Remains: c.group}, nil
 	}
-	return BucketState{Exists: true, Policy: c.effective(), Extensions: &c.extensions, Appends: !c.policy.None() && c.appends()}, nil
+	all, byDefault := c.effective()
+	return BucketState{Exists: true, Policy: all, Default: byDefault, Extensions: &c.extensions,
+		Appends: !all.None() && c.appends()}, nil
 }
 
 // Create implements Store. What exists is adopted as it is. A container can get a policy at
@@ -299,9 +316,16 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 		if !live.exists {
 			return b.errorf(codeRetryableDependencies, nil, "container %q does not exist any more", b.Name)
 		}
-		if live.versionLevel && !want.None() {
-			return b.errorf(codeConfigurationProblem, nil, "container %q has version-level immutability, under which its policy is only a "+
-				"default that blobs need not have: use another container, in a storage account without it", b.Name)
+		if !want.None() {
+			// Whoever finds a policy has asked before.
+			if err := b.readVersionLevel(ctx, live); err != nil {
+				return err
+			}
+		}
+		if live.versionLevel != "" && !want.None() {
+			return b.errorf(codeConfigurationProblem, nil, "%s has version-level immutability, under which the policy of container %q is only "+
+				"a default: blobs may be written with another one or none, so it locks nothing. That cannot be switched off: use a bucket in "+
+				"a storage account without it, or ask for no immutability in spec.providerConfig", live.versionLevel, b.Name)
 		}
 		if expected != nil && live.policy != *expected && !live.policy.Locked && want.Days < live.policy.Days {
 			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile",
@@ -393,7 +417,7 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 		return err
 	}
 	pager := blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{MaxResults: to.Ptr[int32](1),
-		Include: container.ListBlobsInclude{Versions: true, Snapshots: true}})
+		Include: container.ListBlobsInclude{Versions: azureHas(b.cloud.versions.Blob, azureBlobVersions), Snapshots: true}})
 	for pager.More() {
 		page, err := azureCall(ctx, "Blobs.List", pager.NextPage)
 		switch {
@@ -401,19 +425,28 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 			return nil
 		case err != nil:
 			return subject.fail(err)
-		case page.Segment != nil && len(page.Segment.BlobItems) > 0:
+		case page.Segment == nil:
+			return subject.fail(&azureCallError{operation: "Blobs.List", err: errAzureAnswer})
+		case len(page.Segment.BlobItems) > 0:
 			return b.errorf("", errBucketNotEmpty, "bucket %q cannot be deleted: %s", b.Name, errBucketNotEmpty)
 		}
 	}
-	if err := leave.ask(ctx); err != nil {
-		return err
+	err = b.deleteContainer(ctx, leave)
+	if azureErrorCode(err) == azureLeased {
+		if err := b.breakContainerLease(ctx, leave, blobs, subject); err != nil {
+			return err
+		}
+		err = b.deleteContainer(ctx, leave)
 	}
-	_, err = azureCall(ctx, "BlobContainers.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteResponse, error) {
-		return b.containers.Delete(ctx, b.Name, b.Account, b.Name, nil)
-	})
+	var refused *permitError
 	switch {
 	case err == nil, azureGone(err):
 		return nil
+	case errors.As(err, &refused):
+		return refused.err
+	case azureErrorCode(err) == azureLeased:
+		return &waitError{reason: fmt.Sprintf("somebody holds a lease on container %s, and took it anew after it was broken", b.Name),
+			after: azureHoldRetry}
 	case !azureKept[azureErrorCode(err)]:
 		return b.fail(err)
 	}
@@ -422,4 +455,37 @@ func (b *azureBucket) Delete(ctx context.Context, leave permit) error {
 	}
 	return &waitError{reason: fmt.Sprintf("Azure keeps container %s because of its immutability policy (%s)", b.Name, azureErrorCode(err)),
 		after: azureHoldRetry}
+}
+
+// deleteContainer makes one attempt to delete the container. An error of the permit is not Azure's.
+func (b *azureBucket) deleteContainer(ctx context.Context, leave permit) error {
+	if err := leave.ask(ctx); err != nil {
+		return &permitError{err}
+	}
+	_, err := azureCall(ctx, "BlobContainers.Delete", func(ctx context.Context) (armstorage.BlobContainersClientDeleteResponse, error) {
+		return b.containers.Delete(ctx, b.Name, b.Account, b.Name, nil)
+	})
+	return err
+}
+
+// breakContainerLease ends a lease on the container, which need not end by itself and keeps the container. What is refused
+// shows when the container is deleted again.
+func (b *azureBucket) breakContainerLease(ctx context.Context, leave permit, blobs *container.Client, subject *azureSubject) error {
+	if err := leave.ask(ctx); err != nil {
+		return err
+	}
+	client, err := lease.NewContainerClient(blobs, nil)
+	if err != nil {
+		return b.fail(err)
+	}
+	_, err = azureCall(ctx, "Container.BreakLease", func(ctx context.Context) (lease.ContainerBreakResponse, error) {
+		return client.BreakLease(ctx, &lease.ContainerBreakOptions{BreakPeriod: to.Ptr[int32](0)})
+	})
+	if azureStatus(err) == http.StatusConflict || err == nil {
+		return nil // it is broken already, or not leased any more
+	}
+	if failure := subject.fail(err); isTransient(failure) {
+		return failure
+	}
+	return nil
 }

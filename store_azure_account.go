@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
@@ -68,6 +69,65 @@ func (b *azureBucket) storageAccount(ctx context.Context) (armstorage.AccountsCl
 	})
 }
 
+// readAccount reads the storage account and remembers for all passes what cannot change: whether it has version-level
+// immutability ("The property is immutable and can only be set to true at the account creation time",
+// learn.microsoft.com/rest/api/storagerp/storage-accounts/create).
+func (b *azureBucket) readAccount(ctx context.Context) (*armstorage.Account, error) {
+	response, err := b.storageAccount(ctx)
+	if err != nil {
+		return nil, err
+	}
+	account := &response.Account
+	if account.Properties == nil {
+		return nil, &azureCallError{operation: "StorageAccounts.Get", err: errAzureAnswer}
+	}
+	level := false
+	if p := account.Properties.ImmutableStorageWithVersioning; p != nil {
+		level = isTrue(p.Enabled) || p.ImmutabilityPolicy != nil
+	}
+	b.versionLevels.Store(b.Name+"/"+b.Account, level)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.account = account
+	return account, nil
+}
+
+// hardenedAccount is the account as it was read in this pass, once.
+func (b *azureBucket) hardenedAccount(ctx context.Context) (*armstorage.Account, error) {
+	b.mu.Lock()
+	account := b.account
+	b.account = nil
+	b.mu.Unlock()
+	if account != nil {
+		return account, nil
+	}
+	return b.readAccount(ctx)
+}
+
+// readVersionLevel finds out whether the account has version-level immutability, unless the container itself has: one request
+// for a client, none afterwards. A missing permission leaves it open, which is a gap of Harden.
+func (b *azureBucket) readVersionLevel(ctx context.Context, c *azureContainer) error {
+	if c.versionLevel != "" {
+		return nil
+	}
+	key := b.Name + "/" + b.Account
+	level, known := b.versionLevels.Load(key)
+	if !known {
+		switch _, err := b.readAccount(ctx); {
+		case azureStatus(err) == http.StatusForbidden:
+			b.versionLevels.Store(key, false) // until the next Harden
+			return nil
+		case err != nil:
+			return b.fail(err)
+		}
+		level, _ = b.versionLevels.Load(key)
+	}
+	if level == true {
+		c.versionLevel = fmt.Sprintf("storage account %s", b.Account)
+	}
+	return nil
+}
+
 func (b *azureBucket) createAccount(ctx context.Context) error {
 	account, err := b.storageAccount(ctx)
 	switch {
@@ -83,28 +143,52 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 		return b.fail(err)
 	}
 	parameters := armstorage.AccountCreateParameters{
-		Kind:     to.Ptr(armstorage.KindStorageV2),
-		Location: &b.Region,
-		Tags:     b.tags(),
-		SKU:      &armstorage.SKU{Name: to.Ptr(armstorage.SKUNameStandardZRS)},
-		Properties: &armstorage.AccountPropertiesCreateParameters{
-			AccessTier:             to.Ptr(armstorage.AccessTierCool),
-			AllowBlobPublicAccess:  to.Ptr(false),
-			EnableHTTPSTrafficOnly: to.Ptr(true),
-			MinimumTLSVersion:      to.Ptr(armstorage.MinimumTLSVersionTLS12),
-		},
+		Kind:       &b.cloud.kind,
+		Location:   &b.Region,
+		Tags:       b.tags(),
+		SKU:        &armstorage.SKU{Name: &b.cloud.sku},
+		Properties: &armstorage.AccountPropertiesCreateParameters{EnableHTTPSTrafficOnly: to.Ptr(true)},
 	}
-	if b.KeyExpirationDays > 0 {
+	if b.cloud.kind == armstorage.KindStorageV2 {
+		parameters.Properties.AccessTier = to.Ptr(armstorage.AccessTierCool)
+	}
+	if azureHas(b.cloud.versions.Storage, azureStorageTLS) {
+		parameters.Properties.AllowBlobPublicAccess = to.Ptr(false)
+		parameters.Properties.MinimumTLSVersion = to.Ptr(armstorage.MinimumTLSVersionTLS12)
+	}
+	if b.KeyExpirationDays > 0 && azureHas(b.cloud.versions.Storage, azureStorageKeys) {
 		parameters.Properties.KeyPolicy = &armstorage.KeyPolicy{KeyExpirationPeriodInDays: &b.KeyExpirationDays}
 	}
 	_, err = azureCall(ctx, "StorageAccounts.Create", func(ctx context.Context) (armstorage.AccountsClientCreateResponse, error) {
-		poller, err := b.accounts.BeginCreate(ctx, b.Name, b.Account, parameters, nil)
+		var first *http.Response
+		poller, err := b.accounts.BeginCreate(policy.WithCaptureResponse(ctx, &first), b.Name, b.Account, parameters, nil)
 		if err != nil {
 			return armstorage.AccountsClientCreateResponse{}, err
 		}
-		return poller.PollUntilDone(ctx, &runtime.PollUntilDoneOptions{Frequency: b.clients.pollInterval})
+		return awaitAzure(ctx, poller, first, b.clients.pollInterval)
 	})
+	if err == nil {
+		b.versionLevels.Store(b.Name+"/"+b.Account, false) // we did not ask for it
+	}
 	return b.failIf(err)
+}
+
+// awaitAzure polls an operation until it is done, no sooner than the answers say. It does not wait within a pass for longer than
+// azureMaxRetryDelay at a time: the next pass looks again. The SDK's own way waits however long it is told.
+func awaitAzure[T any](ctx context.Context, poller *runtime.Poller[T], response *http.Response, every time.Duration) (out T, err error) {
+	for pause := time.Duration(0); !poller.Done(); pause = every {
+		delay := azureDelay(response, time.Now())
+		if delay > azureMaxRetryDelay {
+			return out, &azureUnfinished{status: response.StatusCode, after: delay}
+		}
+		if err := sleep(ctx, max(delay, pause)); err != nil {
+			return out, err
+		}
+		if response, err = poller.Poll(ctx); err != nil {
+			return out, err
+		}
+	}
+	return poller.Result(ctx)
 }
 
 func accountProvisioning(account armstorage.Account) armstorage.ProvisioningState {
@@ -126,32 +210,36 @@ func (b *azureBucket) Harden(ctx context.Context) ([]string, error) {
 	if known.public {
 		gap("Container %s allows public access; it is left as it is.", b.Name)
 	}
-	if known.versionLevel {
-		gap("Container %s has version-level immutability, under which its policy is only a default that blobs need not have; it is left as "+
-			"it is.", b.Name)
-	}
 	// An unlocked one of ours is set anew.
 	if ours := !known.policy.Locked && known.policy == b.Recorded; !known.policy.None() && known.appends() && !ours {
 		gap("The immutability policy allows protected append writes, so that blobs can be appended to; it is left as it is.")
 	}
-	response, err := b.storageAccount(ctx)
+	account, err := b.hardenedAccount(ctx)
+	if err == nil {
+		err = b.readVersionLevel(ctx, known)
+	}
+	if known.versionLevel != "" {
+		gap("It has version-level immutability (%s), under which a container's policy is only a default that blobs need not have; it is "+
+			"left as it is.", known.versionLevel)
+	}
 	if azureStatus(err) == http.StatusForbidden {
 		// A missing permission for hardening must not keep the bucket from being locked.
-		gap("%s.", b.fail(err))
+		gap("%s; so it is not known whether the storage account has version-level immutability, under which a container's policy is "+
+			"only a default.", b.fail(err))
 		return gaps, nil
 	}
 	if err != nil {
 		return gaps, b.fail(err)
 	}
-	account, properties := response.Account, response.Properties
-	if properties == nil {
-		properties = &armstorage.AccountProperties{}
-	}
-	if sku := account.SKU; sku != nil && !strings.HasSuffix(string(deref(sku.Name)), "ZRS") {
+	properties := account.Properties
+	if sku := account.SKU; sku != nil && deref(sku.Name) != b.cloud.sku && !strings.HasSuffix(string(deref(sku.Name)), "ZRS") {
 		gap("Storage account %s is not zone-redundant but %s; it is left as it is.", b.Account, deref(sku.Name))
 	}
-	if kind := deref(account.Kind); kind != armstorage.KindStorageV2 {
-		gap("Storage account %s is of kind %s and not %s; it is left as it is.", b.Account, kind, armstorage.KindStorageV2)
+	if kind := deref(account.Kind); kind != b.cloud.kind {
+		gap("Storage account %s is of kind %s and not %s; it is left as it is.", b.Account, kind, b.cloud.kind)
+	}
+	if version := b.cloud.versions.Storage; !azureHas(version, azureStorageTLS) {
+		gap("Version %s of the storage API of cloud %s can neither require TLS 1.2 nor forbid public access.", version, b.cloud.name)
 	}
 	if location := deref(account.Location); azureRegion(location) != azureRegion(b.Region) {
 		gap("Storage account %s lies in region %s and not in %s.", b.Account, location, b.Region)
@@ -175,14 +263,18 @@ func (b *azureBucket) hardenAccount(ctx context.Context, is *armstorage.AccountP
 	if !isTrue(is.EnableHTTPSTrafficOnly) {
 		change.EnableHTTPSTrafficOnly, weak = to.Ptr(true), true
 	}
+	known := azureHas(b.cloud.versions.Storage, azureStorageTLS)
 	// The versions sort by their names, TLS1_0 to TLS1_3.
-	if deref(is.MinimumTLSVersion) < armstorage.MinimumTLSVersionTLS12 {
+	if known && deref(is.MinimumTLSVersion) < armstorage.MinimumTLSVersionTLS12 {
 		change.MinimumTLSVersion, weak = to.Ptr(armstorage.MinimumTLSVersionTLS12), true
 	}
-	if is.AllowBlobPublicAccess == nil || *is.AllowBlobPublicAccess {
+	if known && (is.AllowBlobPublicAccess == nil || *is.AllowBlobPublicAccess) {
 		change.AllowBlobPublicAccess, weak = to.Ptr(false), true
 	}
-	if b.KeyExpirationDays > 0 && (is.KeyPolicy == nil || deref(is.KeyPolicy.KeyExpirationPeriodInDays) != b.KeyExpirationDays) {
+	if b.KeyExpirationDays > 0 && !azureHas(b.cloud.versions.Storage, azureStorageKeys) {
+		gaps = append(gaps, fmt.Sprintf("Version %s of the storage API of cloud %s has no key expiration policy.", b.cloud.versions.Storage,
+			b.cloud.name))
+	} else if b.KeyExpirationDays > 0 && (is.KeyPolicy == nil || deref(is.KeyPolicy.KeyExpirationPeriodInDays) != b.KeyExpirationDays) {
 		// "You must regenerate both keys at least once before setting expiration policy"
 		// (learn.microsoft.com/azure/storage/common/storage-account-keys-manage), if the time
 		// of one is not known.
@@ -254,8 +346,11 @@ func (b *azureBucket) RegenerateKey(ctx context.Context, name string) ([]accessK
 func (b *azureBucket) accessKeys(result armstorage.AccountListKeysResult, fresh string) []accessKey {
 	var keys []accessKey
 	for _, key := range result.Keys {
-		if key != nil && deref(key.Value) != "" {
-			keys = append(keys, accessKey{Name: deref(key.KeyName), Value: *key.Value, Created: deref(key.CreationTime)})
+		if key == nil {
+			continue
+		}
+		if value := strings.TrimSpace(deref(key.Value)); value != "" {
+			keys = append(keys, accessKey{Name: deref(key.KeyName), Value: value, Created: deref(key.CreationTime)})
 		}
 	}
 	slices.SortFunc(keys, func(x, y accessKey) int { return cmp.Compare(x.Name, y.Name) })
@@ -311,7 +406,9 @@ func (b *azureBucket) DeleteAccount(ctx context.Context, leave permit, begun boo
 			"on a group go with it.", b.Name)}, nil
 	case err != nil:
 		return AccountState{}, b.fail(err)
-	case group.Properties != nil && deref(group.Properties.ProvisioningState) == "Deleting":
+	case group.Properties == nil:
+		return AccountState{}, b.fail(&azureCallError{operation: "ResourceGroups.Get", err: errAzureAnswer})
+	case deref(group.Properties.ProvisioningState) == "Deleting":
 		return AccountState{Deleting: true}, nil
 	}
 	account, others, err := b.resourcesOfGroup(ctx)
@@ -423,6 +520,9 @@ func (b *azureBucket) resourcesOfGroup(ctx context.Context) (account *armresourc
 			return nil, nil, nil
 		case err != nil:
 			return nil, nil, b.fail(err)
+		case page.Value == nil:
+			// Nothing is no sign that the group is empty.
+			return nil, nil, b.fail(&azureCallError{operation: "Resources.List", err: errAzureAnswer})
 		}
 		for _, r := range page.Value {
 			switch {
@@ -475,6 +575,8 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 		case azureStatus(err) == http.StatusForbidden:
 			return fmt.Sprintf("the client may not see whether a %s is in it: a role has to allow the action %s", kind.name,
 				azureActions[kind.operation]), nil
+		case azureUnknownType[azureErrorCode(err)]:
+			return fmt.Sprintf("the storage API of the cloud does not tell whether a %s is in it (%s)", kind.name, azureErrorCode(err)), nil
 		case err != nil:
 			return "", b.fail(err)
 		case name != "":
@@ -483,6 +585,9 @@ func (b *azureBucket) occupied(ctx context.Context) (string, error) {
 	}
 	return "", nil
 }
+
+// azureUnknownType are the answers of an API that does not know a kind of resource, or not in this version.
+var azureUnknownType = map[string]bool{"InvalidApiVersionParameter": true, "InvalidResourceType": true, "NoRegisteredProviderFound": true}
 
 // azureFirst returns the name of the first item of a list, empty if there is none. Kinds
 // of accounts without a service have nothing of it.
@@ -495,8 +600,13 @@ func azureFirst[P, I any](ctx context.Context, operation string, pager *runtime.
 			return "", nil
 		case err != nil:
 			return "", err
+		case items(page) == nil:
+			return "", &azureCallError{operation: operation, err: errAzureAnswer}
 		}
 		for _, item := range items(page) {
+			if item == nil {
+				return "", &azureCallError{operation: operation, err: errAzureAnswer}
+			}
 			// Azure makes these containers by itself.
 			if found := deref(name(item)); found != "$logs" && found != "$blobchangefeed" {
 				return found, nil

@@ -149,7 +149,7 @@ func (b *azureBackend) wrong(bucket *suiteBucket) []wrongStore {
 		{name: "token", opener: opener, ref: ref, credentials: suiteWith(b.identity, azureKeyToken, "wrong-token-value"),
 			want: codeUnauthenticated},
 		{name: "storage key", opener: opener, ref: ref, entry: true, credentials: suiteWith(entry, dataKeyStorageKey, "d3Jvbmcta2V5"),
-			want: codeUnauthenticated},
+			want: codeRetryableConfiguration},
 		{name: "nothing listens", opener: opener, ref: other(func(r *bucketRef) { r.Cloud = b.unreachable }), credentials: b.credentials(),
 			want: codeRetryableDependencies},
 		{

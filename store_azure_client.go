@@ -197,7 +197,7 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	if err := azureLacks(credentials, dataKeyStorageAccount, dataKeyStorageKey); err != nil {
 		return nil, err
 	}
-	account, key := azureValue(credentials, dataKeyStorageAccount), azureValue(credentials, dataKeyStorageKey)
+	account, key := azureValue(credentials, dataKeyStorageAccount), azureKeyBreaks.Replace(azureValue(credentials, dataKeyStorageKey))
 	domain := strings.ToLower(cmp.Or(azureValue(credentials, dataKeyDomain), azureKnownClouds[0].domain))
 	switch _, err := base64.StdEncoding.DecodeString(key); {
 	case !azureAccountPattern.MatchString(account):
@@ -208,13 +208,15 @@ func (c *azureClients) openObjects(ref bucketRef, credentials map[string][]byte)
 	case !azureDomainPattern.MatchString(domain):
 		return nil, configErrorf("%s in the credentials secret is not a host name such as %s", dataKeyDomain, azureKnownClouds[0].domain)
 	}
+	generated := account == cmp.Or(ref.Account, azureAccountName(ref.Name))
 	ref.Account = account
-	blobs, err := c.blobs(c.clouds.ofDomain(domain), ref, key)
+	cloud := c.clouds.ofDomain(domain)
+	blobs, err := c.blobs(cloud, ref, key)
 	if err != nil {
 		return nil, err
 	}
-	subject := &azureSubject{bucketRef: ref, secrets: []string{key}, entry: true}
-	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
+	subject := &azureSubject{bucketRef: ref, secrets: []string{key}, entry: true, generated: generated}
+	return &azureEntry{azureBlobs{azureSubject: subject, clients: c, cloud: cloud, blobs: blobs, days: int(ref.Recorded.Days)}}, nil
 }
 
 // endpoint implements versions.
@@ -253,6 +255,8 @@ type azureClient struct {
 	tables     *armstorage.TableClient
 	// deletions are the resume tokens of the deletions that were begun, by resource group.
 	deletions sync.Map
+	// versionLevels says of accounts that were read whether they have version-level immutability, by group and account.
+	versionLevels sync.Map
 }
 
 func (c *azureClients) client(cloud *azureCloud, config *azureConfig) (*azureClient, error) {
@@ -280,13 +284,15 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	}
 	// Registering a resource provider is a permission on the whole subscription.
 	armOptions := &arm.ClientOptions{ClientOptions: options, DisableRPRegistration: true}
+	resourceOptions := &arm.ClientOptions{ClientOptions: options, DisableRPRegistration: true}
+	armOptions.APIVersion, resourceOptions.APIVersion = cloud.versions.Storage, cloud.versions.Resources
 	credential := azureCredential{inner}
 	client := &azureClient{arm: endpointRef{part: "subscription " + config.subscriptionID}}
 	client.arm.host = azureHost(cloud.config.Services[azcloud.ResourceManager].Endpoint)
-	if client.groups, err = armresources.NewResourceGroupsClient(config.subscriptionID, credential, armOptions); err != nil {
+	if client.groups, err = armresources.NewResourceGroupsClient(config.subscriptionID, credential, resourceOptions); err != nil {
 		return nil, err
 	}
-	if client.resources, err = armresources.NewClient(config.subscriptionID, credential, armOptions); err != nil {
+	if client.resources, err = armresources.NewClient(config.subscriptionID, credential, resourceOptions); err != nil {
 		return nil, err
 	}
 	if client.accounts, err = armstorage.NewAccountsClient(config.subscriptionID, credential, armOptions); err != nil {
@@ -307,7 +313,7 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	return client, nil
 }
 
-// options are those of every SDK client. A longer Retry-After than MaxRetryDelay is not
+// options are those of every SDK client. It waits exactly as long as Retry-After says; a longer one than MaxRetryDelay is not
 // waited for: the queue has better things to do.
 func (c *azureClients) options() policy.ClientOptions {
 	return policy.ClientOptions{
@@ -329,8 +335,16 @@ func (c *azureClients) blobs(cloud *azureCloud, ref bucketRef, key string) (*con
 	if err != nil {
 		return nil, configErrorf("the key of storage account %s is not in base64", ref.Account)
 	}
+	options := c.options()
+	if version := cloud.versions.Blob; version != "" {
+		// Ahead of what signs the request.
+		options.PerCallPolicies = append(options.PerCallPolicies, azurePolicy(func(r *policy.Request) (*http.Response, error) {
+			r.Raw().Header["x-ms-version"] = []string{version} // spelled as the SDK does
+			return r.Next()
+		}))
+	}
 	blobs, err := container.NewClientWithSharedKeyCredential(cloud.url(ref.Account, ref.Name), credential,
-		&container.ClientOptions{ClientOptions: c.options()})
+		&container.ClientOptions{ClientOptions: options})
 	if err != nil {
 		return nil, fmt.Errorf("making a client for storage account %s: %w", ref.Account, err)
 	}
@@ -385,6 +399,8 @@ type azureTokenError struct {
 		Error string `json:"error"`
 		Codes []int  `json:"error_codes"`
 	}
+	// after is how long that answer said to wait.
+	after time.Duration
 	// err is why there was none, or the SDK's error.
 	err error
 }
@@ -427,7 +443,7 @@ func recordAzureToken(r *policy.Request) (*http.Response, error) {
 	}
 	*failure = azureTokenError{err: err}
 	if err == nil {
-		failure.status = response.StatusCode
+		failure.status, failure.after = response.StatusCode, azureAfter(response, time.Now())
 		if body, err := runtime.Payload(response); err == nil {
 			_ = stdjson.Unmarshal(body, &failure.body) // what is no JSON has no codes
 		}
@@ -437,9 +453,10 @@ func recordAzureToken(r *policy.Request) (*http.Response, error) {
 
 // azureCall makes a request, or several, that are observed as operation.
 func azureCall[T any](ctx context.Context, operation string, call func(context.Context) (T, error)) (T, error) {
-	out, err := call(context.WithValue(ctx, azureOperation{}, operation))
+	var response *http.Response
+	out, err := call(policy.WithCaptureResponse(context.WithValue(ctx, azureOperation{}, operation), &response))
 	if err != nil {
-		err = &azureCallError{operation: operation, err: err}
+		err = &azureCallError{operation: operation, err: err, answered: response != nil && response.StatusCode < http.StatusMultipleChoices}
 	}
 	return out, err
 }
@@ -560,11 +577,36 @@ func (c *azureClients) entrySecret(_ *backupEntry, source, _, wanted *corev1.Sec
 			source.Namespace, source.Name, dataKeyStorageAccount, dataKeyStorageKey)
 	}
 	maps.Copy(wanted.Data, source.Data)
+	// etcd-backup-restore takes the content of each of these as it is, an empty domain as well.
+	c.handOver(wanted.Data)
 	return nil
 }
+
+// handOver makes the keys of a secret that etcd-backup-restore reads what openObjects has validated: without the spaces and line
+// breaks that people leave in secrets, and spelled as it reads them.
+func (c *azureClients) handOver(data map[string][]byte) {
+	for _, key := range []string{dataKeyStorageAccount, dataKeyStorageKey, dataKeyDomain} {
+		if _, there := data[key]; !there {
+			continue
+		}
+		value := azureValue(data, key)
+		switch key {
+		case dataKeyStorageKey:
+			value = azureKeyBreaks.Replace(value)
+		case dataKeyDomain:
+			value = strings.ToLower(value)
+		}
+		if data[key] = []byte(value); value == "" {
+			delete(data, key)
+		}
+	}
+}
+
+// azureKeyBreaks are what Go ignores in base64, and others do not.
+var azureKeyBreaks = strings.NewReplacer("\n", "", "\r", "")
 
 func (c *azureClients) rotateAnnotation() string { return annotationRotate }
 
 func (c *azureClients) published(generated *corev1.Secret) (account, key string) {
-	return string(generated.Data[dataKeyStorageAccount]), string(generated.Data[dataKeyStorageKey])
+	return azureValue(generated.Data, dataKeyStorageAccount), azureValue(generated.Data, dataKeyStorageKey)
 }

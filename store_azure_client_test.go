@@ -2,10 +2,14 @@ package main
 
 import (
 	"errors"
+	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 func TestAzureStoreCredentials(t *testing.T) {
@@ -114,5 +118,67 @@ func TestAzureStoreClientsAreReused(t *testing.T) {
 	}
 	if !strings.Contains(f.bodies["Token"], "client_assertion=an-assertion") {
 		t.Errorf("token request %s", f.bodies["Token"])
+	}
+}
+
+// What is validated is what the cluster gets: etcd-backup-restore takes the values as they are.
+func TestAzureEntrySecretIsHandedOverAsValidated(t *testing.T) {
+	f := newFakeAzure(t)
+	broken := fakeAzureKey[:10] + "\r\n" + fakeAzureKey[10:]
+	for name, test := range map[string]struct {
+		source, want map[string]string
+	}{
+		"clean": {map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": "blob.example.com"},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": "blob.example.com"}},
+		"line breaks and spaces": {map[string]string{"storageAccount": " account\n", "storageKey": fakeAzureKey + "\r\n", "domain": "\tblob.example.com\n"},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": "blob.example.com"}},
+		"a line break within the key": {map[string]string{"storageAccount": "account", "storageKey": broken},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey}},
+		"upper case": {map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": "Blob.Example.COM"},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": "blob.example.com"}},
+		"an empty domain is none": {map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "domain": " \n"},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey}},
+		"what is not known is left alone": {map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "more": " x\n"},
+			map[string]string{"storageAccount": "account", "storageKey": fakeAzureKey, "more": " x\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := &corev1.Secret{Data: map[string][]byte{}}
+			for key, value := range test.source {
+				source.Data[key] = []byte(value)
+			}
+			if _, err := f.clients.openObjects(f.ref(), source.Data); err != nil {
+				t.Fatal(err)
+			}
+			wanted := &corev1.Secret{Data: map[string][]byte{}}
+			if err := f.clients.entrySecret(nil, source, nil, wanted); err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for key, value := range wanted.Data {
+				got[key] = string(value)
+			}
+			if !maps.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			for key, value := range test.source {
+				if string(source.Data[key]) != value {
+					t.Errorf("%s of the source was changed", key)
+				}
+			}
+		})
+	}
+	// So is what a generated secret names, and what we publish has nothing to trim.
+	account, key := f.clients.published(&corev1.Secret{Data: map[string][]byte{"storageAccount": []byte("account\n"), "storageKey": []byte(" key ")}})
+	if account != "account" || key != "key" {
+		t.Errorf("published %q %q", account, key)
+	}
+	f.script("Account.listKeys", func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+		fakeAzureJSON(w, http.StatusOK, map[string]any{"keys": []map[string]any{{"keyName": "key1", "value": fakeAzureKey + "\n"}}})
+		return true
+	})
+	b := f.open(f.ref())
+	keys, err := b.Keys(t.Context())
+	if err != nil || len(keys) != 1 || string(b.EntryCredentials(keys[0])["storageKey"]) != fakeAzureKey {
+		t.Errorf("%v %v", keys, err)
 	}
 }

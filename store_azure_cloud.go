@@ -8,15 +8,19 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
+	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/storage/armstorage/v2"
 	"sigs.k8s.io/json"
 )
 
@@ -28,7 +32,33 @@ type azureCloud struct {
 	// blobEndpoint is a URL with {account} in it; domain is what of it the generated
 	// secret publishes.
 	blobEndpoint, domain string
+	// versions are of the APIs; empty ones are the SDK's.
+	versions azureVersions
+	// sku and kind are what a storage account is created as.
+	sku  armstorage.SKUName
+	kind armstorage.Kind
 }
+
+// azureVersions are API versions, of the resource providers Microsoft.Storage and Microsoft.Resources and of the blob service.
+type azureVersions struct {
+	Storage   string `json:"storage"`
+	Resources string `json:"resources"`
+	Blob      string `json:"blob"`
+}
+
+// What came to the APIs later than what we cannot do without: learn.microsoft.com/azure/templates/microsoft.storage/allversions,
+// learn.microsoft.com/rest/api/storageservices/previous-azure-storage-service-versions. Versions are dates, so they sort.
+const (
+	azureStorageOldest = "2018-02-01" // containers and their immutability policies
+	azureStorageTLS    = "2019-06-01" // minimumTlsVersion, allowBlobPublicAccess
+	azureStorageKeys   = "2021-02-01" // the key expiration policy
+	azureBlobOldest    = "2017-11-09" // the creation time of blobs
+	azureBlobVersions  = "2019-12-12" // versions of blobs
+	azureBlobWorm      = "2020-06-12" // policies of blobs; batches of one container
+)
+
+// azureHas says that an API of a version, empty for the SDK's, has what came with another one.
+func azureHas(version, since string) bool { return version == "" || version >= since }
 
 const azureAccountPlaceholder = "{account}"
 
@@ -38,7 +68,8 @@ func (c *azureCloud) url(account, container string) string {
 }
 
 func azurePublicCloud(name string, config cloud.Configuration, domain string) *azureCloud {
-	return &azureCloud{name: name, config: config, blobEndpoint: "https://" + azureAccountPlaceholder + "." + domain, domain: domain}
+	return &azureCloud{name: name, config: config, blobEndpoint: "https://" + azureAccountPlaceholder + "." + domain, domain: domain,
+		sku: armstorage.SKUNameStandardZRS, kind: armstorage.KindStorageV2}
 }
 
 // azureKnownClouds are the clouds that need no configuration, as in
@@ -59,6 +90,59 @@ type azureCloudConfig struct {
 	ResourceManagerAudience      string `json:"resourceManagerAudience"`
 	BlobEndpoint                 string `json:"blobEndpoint"`
 	DisableInstanceDiscovery     bool   `json:"disableInstanceDiscovery"`
+	// Of clouds that lag behind Azure: empty fields are Azure's.
+	APIVersions azureVersions `json:"apiVersions"`
+	AccountSKU  string        `json:"accountSKU"`
+	AccountKind string        `json:"accountKind"`
+}
+
+// azureVersionPattern is an API version; those of the blob service have no suffix.
+var azureVersionPattern = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(-preview)?$`)
+
+// check says what is wrong with the versions.
+func (v azureVersions) check() error {
+	for _, api := range []struct {
+		field, value, oldest, lacks string
+		preview                     bool
+	}{
+		{"storage", v.Storage, azureStorageOldest, "older ones know no containers", true},
+		{"resources", v.Resources, "", "", true},
+		{"blob", v.Blob, azureBlobOldest, "older ones do not tell when a blob was created", false},
+	} {
+		match := azureVersionPattern.FindStringSubmatch(api.value)
+		switch {
+		case api.value == "":
+			continue
+		case match == nil, match[2] != "" && !api.preview:
+			return fmt.Errorf("apiVersions.%s %q is not a version such as 2019-06-01", api.field, api.value)
+		case api.value < api.oldest:
+			return fmt.Errorf("apiVersions.%s is %s, must be at least %s: %s", api.field, api.value, api.oldest, api.lacks)
+		}
+		if _, err := time.Parse(time.DateOnly, match[1]); err != nil {
+			return fmt.Errorf("apiVersions.%s %q is not a version: there is no such date", api.field, api.value)
+		}
+	}
+	return nil
+}
+
+// account is what a storage account is created as.
+func (c azureCloudConfig) account() (armstorage.SKUName, armstorage.Kind, error) {
+	sku := armstorage.SKUName(cmp.Or(c.AccountSKU, string(armstorage.SKUNameStandardZRS)))
+	kind := armstorage.Kind(cmp.Or(c.AccountKind, string(armstorage.KindStorageV2)))
+	var known []string
+	for _, name := range armstorage.PossibleSKUNameValues() {
+		// Premium accounts of these kinds hold no block blobs.
+		if strings.HasPrefix(string(name), "Standard") {
+			known = append(known, string(name))
+		}
+	}
+	switch {
+	case !slices.Contains(known, string(sku)):
+		return "", "", fmt.Errorf("accountSKU %q is none of %s", c.AccountSKU, strings.Join(known, ", "))
+	case kind != armstorage.KindStorageV2 && kind != armstorage.KindStorage:
+		return "", "", fmt.Errorf("accountKind %q is neither %s nor %s", c.AccountKind, armstorage.KindStorageV2, armstorage.KindStorage)
+	}
+	return sku, kind, nil
 }
 
 // loadAzureClouds reads the file that --azure-cloud-config names; none if it is empty.
@@ -122,8 +206,15 @@ func (c azureCloudConfig) cloud(name string) (*azureCloud, error) {
 	if c.ResourceManagerAudience == "" {
 		return nil, errors.New("resourceManagerAudience is missing")
 	}
+	if err := c.APIVersions.check(); err != nil {
+		return nil, err
+	}
+	sku, kind, err := c.account()
+	if err != nil {
+		return nil, err
+	}
 	out := &azureCloud{
-		name:                     name,
+		name: name, versions: c.APIVersions, sku: sku, kind: kind,
 		disableInstanceDiscovery: c.DisableInstanceDiscovery,
 		blobEndpoint:             strings.TrimSuffix(c.BlobEndpoint, "/"),
 		config: cloud.Configuration{

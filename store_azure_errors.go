@@ -16,7 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
@@ -30,11 +32,26 @@ func (e azureNonRetriable) Error() string { return string(e) }
 // NonRetriable marks the error for the SDK.
 func (azureNonRetriable) NonRetriable() {}
 
+// errAzureAnswer is an answer of success that Azure does not give: it lacks what every one has.
+var errAzureAnswer = errors.New("the answer cannot be understood, it is not one of Azure")
+
+// azureUnfinished says that an operation goes on, and that Azure does not want to be asked about it for longer than a pass waits.
+type azureUnfinished struct {
+	status int // of the last answer
+	after  time.Duration
+}
+
+func (e *azureUnfinished) Error() string {
+	return "the operation goes on; Azure wants to be asked about it later"
+}
+
 // azureCallError is a failed request with its operation.
 type azureCallError struct {
 	operation string
 	blob      string // of a part of a batch
 	err       error
+	// answered says that the answer, or the last of several, was a success.
+	answered bool
 }
 
 func (e *azureCallError) Error() string { return e.err.Error() }
@@ -181,13 +198,15 @@ type azureSubject struct {
 	bucketRef
 	// entry says that the credentials are those of a BackupEntry.
 	entry bool
+	// generated says that they are for the bucket's own account, so that they come from a generated secret.
+	generated bool
 	// proof is the key of the secret by which a BackupBucket's credentials are proven.
 	proof string
 	// secrets are the values that no error may show.
 	secrets []string
 }
 
-func (s *azureSubject) errorf(code errorCode, cause error, format string, args ...any) error {
+func (s *azureSubject) errorf(code errorCode, cause error, format string, args ...any) *storeError {
 	return &storeError{code: code, err: &azureFailure{text: fmt.Sprintf(format, args...), cause: cause}}
 }
 
@@ -207,8 +226,14 @@ func (s *azureSubject) fail(err error) error {
 		}
 	}
 	var token *azureTokenError
+	var unfinished *azureUnfinished
 	code, text := errorCode(""), ""
 	switch {
+	case errors.As(err, &unfinished):
+		code, text = codeRetryableDependencies, unfinished.Error()
+		if unfinished.status == http.StatusTooManyRequests {
+			code = codeRateLimitsExceeded
+		}
 	case errors.Is(err, context.Canceled):
 		text = "the request was canceled"
 	case errors.As(err, &token):
@@ -223,6 +248,12 @@ func (s *azureSubject) fail(err error) error {
 		if azureTaken[azureErrorCode(err)] {
 			err = errors.Join(errNotOurBucket, err)
 		}
+		if s.generated && azureCodes[azureErrorCode(err)] == codeUnauthenticated {
+			err = errors.Join(errKeyRejected, err)
+		}
+	case errors.Is(err, errAzureAnswer), call != nil && call.answered && !errors.As(err, new(azureNonRetriable)):
+		// HTML of a proxy, for one.
+		code, text = codeRetryableConfiguration, errAzureAnswer.Error()
 	default: // the SDK itself
 		if errors.As(err, new(azureNonRetriable)) {
 			code = codeRetryableDependencies
@@ -231,7 +262,63 @@ func (s *azureSubject) fail(err error) error {
 			text = s.clean(next.Error())
 		}
 	}
-	return s.errorf(code, err, "Azure %s for bucket %q failed: %s%s", operation, s.Name, text, about)
+	failure := s.errorf(code, err, "Azure %s for bucket %q failed: %s%s", operation, s.Name, text, about)
+	failure.after = azureRetryAfter(err)
+	return failure
+}
+
+// azureRetryAfter is how long the answer that an error is about said to wait, zero if it did not say.
+func azureRetryAfter(err error) time.Duration {
+	var token *azureTokenError
+	var unfinished *azureUnfinished
+	var response *azcore.ResponseError
+	switch {
+	case errors.As(err, &token):
+		return token.after
+	case errors.As(err, &unfinished):
+		return unfinished.after
+	case errors.As(err, &response) && response.RawResponse != nil:
+		return azureAfter(response.RawResponse, time.Now())
+	}
+	return 0
+}
+
+// azureMaxAfter keeps an absurd Retry-After from stopping a bucket for good.
+const azureMaxAfter = 24 * time.Hour
+
+// azureAfter is how long an answer says to wait, read from the headers that the SDK reads as well. Only answers about something
+// that passes count.
+func azureAfter(response *http.Response, now time.Time) time.Duration {
+	switch status := response.StatusCode; {
+	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests,
+		status >= http.StatusInternalServerError:
+	default:
+		return 0
+	}
+	return azureDelay(response, now)
+}
+
+// azureDelay is the delay that the headers of an answer ask for, whatever its status.
+func azureDelay(response *http.Response, now time.Time) time.Duration {
+	if response == nil {
+		return 0
+	}
+	for _, header := range []struct {
+		name string
+		unit time.Duration
+	}{{"Retry-After-Ms", time.Millisecond}, {"X-Ms-Retry-After-Ms", time.Millisecond}, {"Retry-After", time.Second}} {
+		value := response.Header.Get(header.name)
+		var after time.Duration
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
+			after = time.Duration(min(n, int64(azureMaxAfter/header.unit))) * header.unit
+		} else if at, err := http.ParseTime(value); err == nil {
+			after = min(at.Sub(now), azureMaxAfter)
+		}
+		if after > 0 {
+			return after
+		}
+	}
+	return 0
 }
 
 // tokenAnswer describes why there is no token.
@@ -320,6 +407,10 @@ func (s *azureSubject) answer(err error, operation string) (errorCode, string) {
 	case name == "KeyBasedAuthenticationNotPermitted":
 		return code, fmt.Sprintf("storage account %s does not allow access with keys (%s): set allowSharedKeyAccess, which "+
 			"etcd-backup-restore needs as well", s.Account, name)
+	case action == "" && code == codeUnauthenticated && s.generated:
+		// Gardener does not retry clusters for credentials that are not accepted; these pass without anybody's help.
+		return codeRetryableConfiguration, fmt.Sprintf("storage account %s does not accept the key of the generated secret (%s): somebody has "+
+			"regenerated it, or altered the secret; a valid key is published when its BackupBucket is verified", s.Account, name)
 	case action == "" && code == codeUnauthenticated && s.entry:
 		return code, fmt.Sprintf("storage account %s does not accept the key (%s): check %s in the credentials secret", s.Account, name,
 			dataKeyStorageKey)

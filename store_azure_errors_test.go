@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -197,5 +198,178 @@ func TestAzureStoreDataPlaneErrors(t *testing.T) {
 			}
 			f.expect("List Batch")
 		})
+	}
+}
+
+// What an answer says about when to come back is in the error, whatever its form, and the SDK asks no sooner itself.
+func TestAzureRetryAfter(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		status int
+		header map[string]string
+		want   time.Duration
+	}{
+		"seconds":                {429, map[string]string{"Retry-After": "120"}, 2 * time.Minute},
+		"a date":                 {503, map[string]string{"Retry-After": now.Add(90 * time.Second).Format(http.TimeFormat)}, 90 * time.Second},
+		"milliseconds":           {429, map[string]string{"retry-after-ms": "61500"}, 61500 * time.Millisecond},
+		"Microsoft milliseconds": {500, map[string]string{"x-ms-retry-after-ms": "1500"}, 1500 * time.Millisecond},
+		"the finest counts":      {429, map[string]string{"Retry-After": "2", "retry-after-ms": "1500"}, 1500 * time.Millisecond},
+		"one without sense":      {429, map[string]string{"Retry-After": "17", "retry-after-ms": "soon"}, 17 * time.Second},
+		"absurd":                 {429, map[string]string{"Retry-After": "9223372036854775807"}, 24 * time.Hour},
+		"absurd date":            {429, map[string]string{"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 24 * time.Hour},
+		"negative":               {429, map[string]string{"Retry-After": "-5"}, 0},
+		"past":                   {429, map[string]string{"Retry-After": now.Add(-time.Hour).Format(http.TimeFormat)}, 0},
+		"none":                   {429, nil, 0},
+		"a conflict":             {409, map[string]string{"Retry-After": "17"}, 17 * time.Second},
+		"of no passing fault":    {403, map[string]string{"Retry-After": "17"}, 0},
+	} {
+		response := &http.Response{StatusCode: c.status, Header: http.Header{}}
+		for header, value := range c.header {
+			response.Header.Set(header, value)
+		}
+		if got := azureAfter(response, now); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+	throttled := func(value string) func(http.ResponseWriter, *http.Request, string) bool {
+		return func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+			w.Header().Set("Retry-After", value)
+			fakeAzureError(w, 429, "TooManyRequests")
+			return true
+		}
+	}
+	check := func(f *fakeAzure, err error, calls string) {
+		t.Helper()
+		f.expect(calls)
+		if got := retryAfter(err); got != 2*time.Minute || !isThrottled(err) || codeOf(err) != codeRateLimitsExceeded {
+			t.Errorf("after %s, code %s: %v", got, codeOf(err), err)
+		}
+	}
+	// Of each kind of request one: read, write, list, poll, token, blobs, a batch.
+	f := newFakeAzure(t)
+	f.on["Container.GET"] = throttled("120")
+	_, err := f.open(f.ref()).Observe(t.Context())
+	check(f, err, "Container.GET")
+	f = newFakeAzure(t)
+	f.on["Policy.PUT"] = throttled("120")
+	check(f, f.open(f.ref()).SetPolicy(t.Context(), Policy{Days: 4}), "Container.GET Account.GET Policy.PUT")
+	f = newFakeAzure(t)
+	f.on["Account.listKeys"] = throttled("120")
+	_, err = f.open(f.ref()).Keys(t.Context())
+	check(f, err, "Account.listKeys")
+	f = newFakeAzure(t)
+	f.account, f.container = false, false
+	f.on["Poll"] = throttled("120")
+	check(f, f.open(f.ref()).Create(t.Context(), true), "Container.GET Account.GET Account.PUT Poll")
+	f = newFakeAzure(t)
+	f.on["Token"] = throttled("120")
+	_, err = f.open(f.ref()).Observe(t.Context())
+	check(f, err, "")
+	f = newFakeAzure(t)
+	f.on["List"] = throttled("120")
+	_, err = testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+	check(f, err, "List")
+	f = newFakeAzure(t)
+	f.addBlobs(3, "a/", func(int) time.Duration { return time.Hour })
+	f.on["Batch"] = throttled("120")
+	_, err = testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+	check(f, err, "List Batch")
+	// A short one is waited for within the pass, exactly.
+	f = newFakeAzure(t)
+	f.script("Container.GET", throttled("1"))
+	start := time.Now()
+	if _, err := f.open(f.ref()).Observe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took < time.Second || took > 5*time.Second {
+		t.Errorf("asked again after %s", took)
+	}
+	f.expect("Container.GET Container.GET")
+}
+
+// A dead key of a generated secret is no matter of the cluster's credentials, for which Gardener would give up.
+func TestAzureRejectedKey(t *testing.T) {
+	f := newFakeAzure(t)
+	f.on["List"] = answerAzure(403, "AuthenticationFailed")
+	for account, generated := range map[string]bool{azureAccountName(fakeAzureBucket): true, "recorded": true, "another": false} {
+		ref := bucketRef{Name: fakeAzureBucket}
+		if account == "recorded" {
+			ref.Account = account
+		}
+		objects, err := f.clients.openObjects(ref, map[string][]byte{"storageAccount": []byte(account), "storageKey": []byte(fakeAzureKey),
+			"domain": []byte(strings.TrimPrefix(f.blob.URL, "http://"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = testPurge(t.Context(), objects, "a/", nil)
+		if errors.Is(err, errKeyRejected) != generated {
+			t.Errorf("%s: %v", account, err)
+		}
+		if generated {
+			checkAzureError(t, err, codeRetryableConfiguration, "AuthenticationFailed", "generated secret", account)
+		} else {
+			checkAzureError(t, err, codeUnauthenticated, "AuthenticationFailed", "check storageKey", account)
+		}
+	}
+	// Nothing else is taken for it.
+	f.on["List"] = answerAzure(403, "AuthorizationFailure")
+	if _, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil); errors.Is(err, errKeyRejected) || codeOf(err) != codeUnauthorized {
+		t.Error(err)
+	}
+}
+
+// An answer that is none of Azure's is no sign that there is no policy, no blob, or nothing else in a group.
+func TestAzureAnswersThatAreNone(t *testing.T) {
+	for operation, call := range map[string]func(f *fakeAzure, b *azureBucket) error{
+		"Container.GET":    func(_ *fakeAzure, b *azureBucket) error { _, err := b.Observe(t.Context()); return err },
+		"Account.GET":      func(f *fakeAzure, b *azureBucket) error { f.days = 4; _, err := b.Observe(t.Context()); return err },
+		"Account.listKeys": func(_ *fakeAzure, b *azureBucket) error { _, err := b.Keys(t.Context()); return err },
+		"Policy.PUT":       func(_ *fakeAzure, b *azureBucket) error { return b.SetPolicy(t.Context(), Policy{Days: 4}) },
+		"Group.GET": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Resources.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Container.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"Table.List": func(_ *fakeAzure, b *azureBucket) error {
+			_, err := b.DeleteAccount(t.Context(), anything, false)
+			return err
+		},
+		"List": func(f *fakeAzure, b *azureBucket) error {
+			if err := b.Delete(t.Context(), anything); err == nil {
+				return nil
+			}
+			_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+			return err
+		},
+		"Token": func(_ *fakeAzure, b *azureBucket) error { _, err := b.Observe(t.Context()); return err },
+	} {
+		for _, answer := range []string{"<html>go away</html>", "{}", "[]", "null", "", "\x00\xff", `{"properties":"x","keys":7,"value":"x","tags":3}`,
+			`{"properties":{"immutabilityPolicy":{"properties":{"immutabilityPeriodSinceCreationInDays":"x"}},"immutableStorageWithVersioning":[]},"keys":[null,{"value":5}],"value":[null,5],"tags":[]}`} {
+			f := newFakeAzure(t)
+			f.on[operation] = func(w http.ResponseWriter, _ *http.Request, _ string) bool {
+				_, _ = w.Write([]byte(answer))
+				return true
+			}
+			err := call(f, f.open(f.ref()))
+			calls := f.take()
+			if strings.Contains(calls, "DELETE") {
+				t.Errorf("%s %.20q: something was deleted: %s", operation, answer, calls)
+			}
+			harmless := operation == "Policy.PUT" || operation == "Account.listKeys" // what is missing is missed later
+			if err == nil && harmless {
+				continue
+			}
+			checkAzureError(t, err, codeRetryableConfiguration, "understood")
+			if n := len(err.Error()); n > 250 {
+				t.Errorf("%s %.20q: %d characters: %v", operation, answer, n, err)
+			}
+		}
 	}
 }

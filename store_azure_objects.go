@@ -31,6 +31,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 )
 
 // readAzureBatch reads the answer to a batch, which the SDK neither closes nor checks: it
@@ -79,6 +80,7 @@ const errAzureBatch azureNonRetriable = "the answer to a batch is not one of Blo
 type azureBlobs struct {
 	*azureSubject
 	clients *azureClients
+	cloud   *azureCloud
 	blobs   *container.Client
 	// days are those of the container's policy, zero if it is not known; held says that
 	// the container is under a legal hold.
@@ -86,9 +88,19 @@ type azureBlobs struct {
 	held bool
 }
 
+// include is what a list of blobs tells beside their names.
+func (c *azureCloud) include() container.ListBlobsInclude {
+	worm := azureHas(c.versions.Blob, azureBlobWorm)
+	return container.ListBlobsInclude{Versions: azureHas(c.versions.Blob, azureBlobVersions), ImmutabilityPolicy: worm, LegalHold: worm}
+}
+
 // traits returns what the purge has to know of Azure.
-func (c *azureClients) traits() traits {
-	return traits{batch: azureBatchSize, backoff: func(attempt int) time.Duration {
+func (c *azureClients) traits(cloud *azureCloud) traits {
+	batch := azureBatchSize
+	if !azureHas(cloud.versions.Blob, azureBlobWorm) {
+		batch = azurePlainBatch
+	}
+	return traits{batch: batch, backoff: func(attempt int) time.Duration {
 		return time.Duration(float64(c.retryDelay<<attempt) * (0.5 + rand.Float64()/2))
 	}}
 }
@@ -97,13 +109,17 @@ func (b *azureBlobs) pages(ctx context.Context, prefix string, from cursor) iter
 	return func(yield func(page, error) bool) {
 		pager := b.blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
 			Prefix: notEmpty(prefix), Marker: notEmpty(from.key), MaxResults: to.Ptr[int32](azurePageSize),
-			Include: container.ListBlobsInclude{Versions: true, ImmutabilityPolicy: true, LegalHold: true},
+			Include: b.cloud.include(),
 		})
 		for pager.More() {
 			response, err := azureCall(ctx, "Blobs.List", pager.NextPage)
 			switch {
 			case azureGone(err):
 				return
+			case err == nil && response.Segment == nil:
+				// Nothing is no sign that there are no blobs.
+				err = &azureCallError{operation: "Blobs.List", err: errAzureAnswer}
+				fallthrough
 			case err != nil:
 				yield(page{}, b.fail(err))
 				return
@@ -117,9 +133,6 @@ func (b *azureBlobs) pages(ctx context.Context, prefix string, from cursor) iter
 // page reads a page of a list.
 func (b *azureBlobs) page(response container.ListBlobsFlatResponse) page {
 	p := page{now: cmp.Or(deref(response.Date), time.Now()), next: cursor{key: deref(response.NextMarker)}}
-	if response.Segment == nil {
-		return p
-	}
 	p.versions = make([]version, 0, len(response.Segment.BlobItems))
 	for _, item := range response.Segment.BlobItems {
 		v := version{key: deref(item.Name), held: b.held}
@@ -163,6 +176,9 @@ func (b *azureBlobs) retention(v *version, properties *container.BlobProperties)
 
 // remove sends a batch, which Azure answers blob by blob.
 func (b *azureBlobs) remove(ctx context.Context, batch []version) ([]removal, error) {
+	if !azureHas(b.cloud.versions.Blob, azureBlobWorm) {
+		return b.removeEach(ctx, batch)
+	}
 	builder, err := b.blobs.NewBatchBuilder()
 	if err != nil {
 		return nil, b.fail(err)
@@ -195,7 +211,7 @@ func (b *azureBlobs) remove(ctx context.Context, batch []version) ([]removal, er
 	answered := make([]bool, len(batch))
 	for _, part := range response.Responses {
 		i := *part.ContentID
-		answers[i], answered[i] = b.removal(batch[i], part.Error), true
+		answers[i], answered[i] = b.removal(azureBatchOperation, batch[i], part.Error), true
 	}
 	if slices.Contains(answered, false) {
 		return slices.Repeat([]removal{{err: b.fail(&azureCallError{operation: azureBatchOperation, err: errAzureBatch})}}, len(batch)), nil
@@ -204,25 +220,83 @@ func (b *azureBlobs) remove(ctx context.Context, batch []version) ([]removal, er
 }
 
 // removal reads the answer about one blob.
-func (b *azureBlobs) removal(v version, err error) removal {
+func (b *azureBlobs) removal(operation string, v version, err error) removal {
 	code, status := azureErrorCode(err), azureStatus(err)
 	switch {
 	case err == nil, code == "BlobNotFound", azureGone(err):
 		return removal{outcome: removalGone}
+	case code == azureLeased:
+		return removal{outcome: removalLeased}
 	case code == "BlobImmutableDueToPolicy", code == "BlobImmutableDueToLegalHold":
 		return removal{outcome: removalRetained, held: code == "BlobImmutableDueToLegalHold"}
 	}
-	err = b.fail(&azureCallError{operation: azureBatchOperation, blob: v.key, err: err})
+	err = b.fail(&azureCallError{operation: operation, blob: v.key, err: err})
 	if status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
 		return removal{outcome: removalAgain, err: err}
 	}
 	return removal{err: err}
 }
 
+// azurePlainBatch is how many blobs are deleted at the leave of one permit where the API has no batches.
+const azurePlainBatch = 25
+
+// removeEach deletes blob by blob, for clouds whose API has no batches of one container.
+func (b *azureBlobs) removeEach(ctx context.Context, batch []version) ([]removal, error) {
+	ctx = policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1, TryTimeout: azureTryTimeout})
+	answers := make([]removal, len(batch))
+	for i, v := range batch {
+		client, options := b.blobs.NewBlobClient(v.key), &blob.DeleteOptions{}
+		if v.id == "" {
+			options.DeleteSnapshots = to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)
+		} else if versioned, err := client.WithVersionID(v.id); err != nil {
+			return nil, b.fail(err)
+		} else {
+			client = versioned
+		}
+		_, err := azureCall(ctx, "Blobs.Delete", func(ctx context.Context) (blob.DeleteResponse, error) {
+			return client.Delete(ctx, options)
+		})
+		if err != nil && (azureStatus(err) == 0 || ctx.Err() != nil) {
+			// The network, so the others need not be tried.
+			if failure := b.fail(err); i == 0 || !isTransient(failure) {
+				return nil, failure
+			}
+			for j := i; j < len(batch); j++ {
+				answers[j] = removal{outcome: removalAgain, err: b.fail(err)}
+			}
+			return answers, nil
+		}
+		answers[i] = b.removal("Blobs.Delete", v, err)
+	}
+	return answers, nil
+}
+
+// azureLeased is the answer about what somebody holds a lease on
+// (learn.microsoft.com/rest/api/storageservices/lease-blob).
+const azureLeased = "LeaseIdMissing"
+
+var _, _ leaser = &azureEntry{}, &azureBucket{}
+
+// breakLease implements leaser. Without a period the lease would last as long as its holder asked for.
+func (b *azureBlobs) breakLease(ctx context.Context, v version) error {
+	client, err := lease.NewBlobClient(b.blobs.NewBlobClient(v.key), nil)
+	if err != nil {
+		return b.fail(err)
+	}
+	_, err = azureCall(ctx, "Blobs.BreakLease", func(ctx context.Context) (lease.BlobBreakResponse, error) {
+		return client.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: to.Ptr[int32](0)})
+	})
+	switch status := azureStatus(err); {
+	case err == nil, status == http.StatusNotFound, status == http.StatusConflict, status == http.StatusPreconditionFailed:
+		return nil // gone, or broken by somebody else: it shows when the blob is deleted again
+	}
+	return b.fail(err)
+}
+
 // azureEntry implements Objects with the credentials of a BackupEntry.
 type azureEntry struct{ azureBlobs }
 
-func (e *azureEntry) traits() traits { return e.clients.traits() }
+func (e *azureEntry) traits() traits { return e.clients.traits(e.cloud) }
 
 // until implements versions: what the list does not tell, nobody knows.
 func (*azureEntry) until(context.Context, version) (time.Time, error) { return time.Time{}, nil }
@@ -276,7 +350,8 @@ func (b *azureBucket) objects(ctx context.Context) (*azureBlobs, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &azureBlobs{azureSubject: subject, clients: b.clients, blobs: blobs, days: known.retention(), held: known.legalHold}, nil
+	return &azureBlobs{azureSubject: subject, clients: b.clients, cloud: b.cloud, blobs: blobs, days: known.retention(),
+		held: known.legalHold}, nil
 }
 
 // pages implements versions.
@@ -304,8 +379,17 @@ func (b *azureBucket) remove(ctx context.Context, batch []version) ([]removal, e
 	return objects.remove(ctx, batch)
 }
 
+// breakLease implements leaser.
+func (b *azureBucket) breakLease(ctx context.Context, v version) error {
+	objects, err := b.objects(ctx)
+	if err != nil || objects == nil {
+		return err
+	}
+	return objects.breakLease(ctx, v)
+}
+
 // until implements versions.
 func (*azureBucket) until(context.Context, version) (time.Time, error) { return time.Time{}, nil }
 
 // traits implements versions.
-func (b *azureBucket) traits() traits { return b.clients.traits() }
+func (b *azureBucket) traits() traits { return b.clients.traits(b.cloud) }

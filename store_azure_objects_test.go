@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -83,7 +84,7 @@ func TestAzureStorePurge(t *testing.T) {
 		if err != nil || result.Deleted != 2 || result.Retained != 3 || !result.RetainedUntil.Equal(f.now.Add(24*time.Hour-time.Minute)) {
 			t.Errorf("%+v %v", result, err)
 		}
-		f.expect("Container.GET Account.listKeys List Batch")
+		f.expect("Container.GET Account.GET Account.listKeys List Batch")
 		if _, err := testPurge(t.Context(), b, "", nil); err != nil {
 			t.Error(err)
 		}
@@ -209,12 +210,12 @@ func TestAzureStorePurge(t *testing.T) {
 			f.addBlobs(600, "a/", func(i int) time.Duration { return time.Duration(600-i) * time.Minute })
 			f.refuse = func(b fakeAzureBlob) (int, string) {
 				if b.name == "a/00010" || b.name == "a/00300" {
-					return 412, "LeaseIdMissing"
+					return 412, "SnapshotsPresent"
 				}
 				return 0, ""
 			}
 			_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
-			checkAzureError(t, err, codeRetryableDependencies, "LeaseIdMissing", `(blob "a/00010")`)
+			checkAzureError(t, err, codeRetryableDependencies, "SnapshotsPresent", `(blob "a/00010")`)
 		}
 	})
 	t.Run("gone meanwhile", func(t *testing.T) {
@@ -330,4 +331,85 @@ func TestAzurePurgeLearnsOfALegalHold(t *testing.T) {
 	if batches := strings.Count(f.take(), "Batch"); batches < 1 || batches > purgeInFlight {
 		t.Errorf("%d batches", batches)
 	}
+}
+
+// A lease, which anybody with the account's key can take and which need not end, holds up a deletion no longer than a pass.
+func TestAzureLeasedBlobs(t *testing.T) {
+	start := func(leased ...int) (*fakeAzure, *int) {
+		f := newFakeAzure(t)
+		f.addBlobs(5, "a/", func(int) time.Duration { return time.Hour })
+		for _, i := range leased {
+			f.blobs[i].leased = true
+		}
+		return f, new(int)
+	}
+	ask := func(n *int) func(context.Context) error { return func(context.Context) error { *n++; return nil } }
+	t.Run("are deleted", func(t *testing.T) {
+		f, asked := start(1, 3)
+		result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", ask(asked))
+		if err != nil || result.Deleted != 5 || result.Retained != 0 {
+			t.Errorf("%+v %v", result, err)
+		}
+		f.expect("List Batch Break Break Batch")
+		if *asked != 3 {
+			t.Errorf("the permit was asked %d times", *asked)
+		}
+	})
+	t.Run("with the credentials of a bucket", func(t *testing.T) {
+		f, asked := start(1)
+		result, err := testPurge(t.Context(), f.open(f.ref()), "", ask(asked))
+		if err != nil || result.Deleted != 5 {
+			t.Errorf("%+v %v", result, err)
+		}
+		f.expect("Container.GET Account.listKeys List Batch Break Batch")
+	})
+	for name, c := range map[string]struct {
+		set  func(f *fakeAzure)
+		left string
+	}{
+		"and again at once":                    {set: func(f *fakeAzure) { f.relet = true }},
+		"the lease cannot be broken":           {set: func(f *fakeAzure) { f.on["Break"] = answerAzure(403, "AuthorizationFailure") }},
+		"the lease is being broken by another": {set: func(f *fakeAzure) { f.on["Break"] = answerAzure(409, "LeaseAlreadyBroken") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, asked := start(0, 2)
+			c.set(f)
+			result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", ask(asked))
+			// What is leased teaches nothing about the others.
+			if err != nil || result.Deleted != 3 || result.Retained != 2 || !result.RetainedUntil.IsZero() {
+				t.Errorf("%+v %v", result, err)
+			}
+			if breaks := strings.Count(f.take(), "Break"); breaks < 1 || breaks > 2 {
+				t.Errorf("%d leases were broken", breaks)
+			}
+		})
+	}
+	t.Run("no leave", func(t *testing.T) {
+		f, asked := start(0)
+		refused := errors.New("no")
+		_, err := testPurge(t.Context(), f.entry(Policy{}), "a/", func(context.Context) error {
+			if *asked++; *asked > 1 {
+				return refused
+			}
+			return nil
+		})
+		if !errors.Is(err, refused) {
+			t.Error(err)
+		}
+		f.expect("List Batch")
+	})
+	t.Run("many", func(t *testing.T) {
+		f := newFakeAzure(t)
+		f.addBlobs(maxUnleased+300, "a/", func(int) time.Duration { return time.Hour })
+		for i := range f.blobs {
+			f.blobs[i].leased = true
+		}
+		result, err := testPurge(t.Context(), f.entry(Policy{}), "a/", nil)
+		if err != nil || result.Deleted != maxUnleased || result.Retained != 300 {
+			t.Errorf("%+v %v", result, err)
+		}
+		if breaks := strings.Count(f.take(), "Break"); breaks != maxUnleased {
+			t.Errorf("%d leases were broken", breaks)
+		}
+	})
 }

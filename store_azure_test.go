@@ -44,6 +44,7 @@ type fakeAzureBlob struct {
 	appended time.Time
 	until    time.Time
 	held     bool
+	leased   bool
 }
 
 // fakeAzure speaks as much of Entra's, Resource Manager's and the Blob service's protocols
@@ -57,6 +58,8 @@ type fakeAzure struct {
 	calls                     []string
 	bodies                    map[string]string
 	headers                   map[string]http.Header
+	versions                  map[string][]string // of the API
+	query                     map[string]url.Values
 	on                        map[string]func(w http.ResponseWriter, r *http.Request, body string) bool
 	group, account, container bool
 	groupState                string
@@ -75,6 +78,8 @@ type fakeAzure struct {
 	refuse   func(b fakeAzureBlob) (int, string)
 	pageSize int
 	deleted  []string
+	// leased: somebody holds a lease on the container. relet: whoever holds a lease takes it anew when it is broken.
+	leased, relet bool
 	// foreignGroup and foreignAccount: we did not make them.
 	foreignGroup, foreignAccount bool
 	bucket                       string // that they are of
@@ -82,7 +87,7 @@ type fakeAzure struct {
 
 func newFakeAzure(t *testing.T) *fakeAzure {
 	f := &fakeAzure{
-		t: t, bodies: map[string]string{}, headers: map[string]http.Header{}, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
+		t: t, bodies: map[string]string{}, headers: map[string]http.Header{}, versions: map[string][]string{}, query: map[string]url.Values{}, on: map[string]func(http.ResponseWriter, *http.Request, string) bool{},
 		bucket: fakeAzureBucket, group: true, account: true, container: true, groupState: "Succeeded", sku: "Standard_ZRS", kind: "StorageV2", location: "westeurope",
 		properties: map[string]any{"supportsHttpsTrafficOnly": true, "minimumTlsVersion": "TLS1_2", "allowBlobPublicAccess": false, "provisioningState": "Succeeded",
 			"keyCreationTime": map[string]string{"key1": "2026-01-02T03:04:05Z", "key2": "2026-01-03T03:04:05Z"}},
@@ -191,6 +196,8 @@ func fakeAzureError(w http.ResponseWriter, status int, code string) {
 // begin records a request; true if a test scripts its answer.
 func (f *fakeAzure) begin(operation string, w http.ResponseWriter, r *http.Request, body string) bool {
 	f.calls = append(f.calls, operation)
+	f.query[operation] = r.URL.Query()
+	f.versions[operation] = append(r.Header.Values("x-ms-version"), r.URL.Query()["api-version"]...)
 	f.bodies[operation], f.headers[operation] = body, r.Header.Clone()
 	if on := f.on[operation]; on != nil {
 		return on(w, r, body)
@@ -273,7 +280,7 @@ func (f *fakeAzure) serveARM(w http.ResponseWriter, r *http.Request) {
 		f.serveGroup(w, r, body)
 	case parts[0] == "resources":
 		if !f.begin("Resources.List", w, r, body) {
-			var list []map[string]any
+			list := []map[string]any{}
 			if f.account {
 				list = append(list, map[string]any{"type": "Microsoft.Storage/storageAccounts", "name": azureAccountName(fakeAzureBucket), "tags": f.tags(f.foreignAccount)})
 			}
@@ -390,6 +397,8 @@ func (f *fakeAzure) serveContainer(w http.ResponseWriter, r *http.Request, body 
 		fakeAzureJSON(w, http.StatusOK, map[string]any{"properties": map[string]any{
 			"immutabilityPolicy": f.policyJSON(), "hasLegalHold": f.legalHold, "publicAccess": cmp.Or(f.public, "None"), "immutableStorageWithVersioning": f.versionLevel,
 		}})
+	case operation == "Container.DELETE" && f.leased:
+		fakeAzureError(w, http.StatusPreconditionFailed, "LeaseIdMissing")
 	case operation == "Container.DELETE":
 		f.container = false
 	case f.days > 0 && ifMatch != f.etagText() || f.days == 0 && ifMatch != "":
@@ -415,8 +424,15 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 	defer f.mu.Unlock()
 	raw, _ := io.ReadAll(r.Body)
 	operation := "List"
-	if r.URL.Query().Get("comp") == "batch" {
+	switch {
+	case r.URL.Query().Get("comp") == "batch":
 		operation = "Batch"
+	case r.URL.Query().Get("comp") == "lease":
+		operation = "Break"
+	case r.Method == http.MethodDelete:
+		operation = "Delete"
+	case r.Method == http.MethodPut:
+		operation = "Put"
 	}
 	w.Header().Set("Date", f.now.Format(http.TimeFormat))
 	switch {
@@ -428,6 +444,16 @@ func (f *fakeAzure) serveBlob(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	case operation == "List":
 		f.serveList(w, r.URL.Query())
+	case operation == "Delete":
+		status, code := f.deleteBlob(strings.SplitN(strings.Trim(r.URL.Path, "/"), "/", 3)[2], r.URL.Query().Get("versionid"))
+		if code != "" {
+			w.Header().Set("x-ms-error-code", code)
+		}
+		w.WriteHeader(status)
+	case operation == "Put":
+		w.WriteHeader(http.StatusCreated)
+	case operation == "Break":
+		f.serveBreak(w, r)
 	default:
 		f.serveBatch(w, r, raw)
 	}
@@ -461,6 +487,26 @@ func (f *fakeAzure) serveList(w http.ResponseWriter, q url.Values) {
 			b.name, version, b.created.UTC().Format(http.TimeFormat), modified.UTC().Format(http.TimeFormat), kind, until, b.held)
 	}
 	fmt.Fprintf(w, "</Blobs><NextMarker>%s</NextMarker></EnumerationResults>", marker)
+}
+
+// serveBreak ends the lease on a blob or on the container.
+func (f *fakeAzure) serveBreak(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("x-ms-lease-action") != "break" || r.Header.Get("x-ms-lease-break-period") != "0" {
+		f.t.Errorf("lease action %q with period %q", r.Header.Get("x-ms-lease-action"), r.Header.Get("x-ms-lease-break-period"))
+	}
+	leased := &f.leased
+	if r.URL.Query().Get("restype") != "container" {
+		name := strings.SplitN(strings.Trim(r.URL.Path, "/"), "/", 3)[2]
+		i := slices.IndexFunc(f.blobs, func(b fakeAzureBlob) bool { return b.name == name })
+		if i < 0 {
+			w.Header().Set("x-ms-error-code", "BlobNotFound")
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		leased = &f.blobs[i].leased
+	}
+	*leased = *leased && f.relet
+	w.WriteHeader(http.StatusAccepted)
 }
 
 func (f *fakeAzure) serveBatch(w http.ResponseWriter, r *http.Request, raw []byte) {
@@ -513,6 +559,9 @@ func (f *fakeAzure) deleteBlob(name, version string) (int, string) {
 		if status, code := f.refuse(f.blobs[i]); status != 0 {
 			return status, code
 		}
+	}
+	if f.blobs[i].leased {
+		return http.StatusPreconditionFailed, "LeaseIdMissing"
 	}
 	f.deleted = append(f.deleted, name)
 	if f.blobs[i].version != "" && !f.blobs[i].previous {
@@ -585,10 +634,27 @@ func TestAzureStoreObserve(t *testing.T) {
 		"extended a lot": {set: func(f *fakeAzure) { f.days, f.locked, f.extended = 4, true, 9 }, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: to.Ptr[int32](0)}},
 		"appends":        {set: func(f *fakeAzure) { f.days, f.appends = 4, true }, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five, Appends: true}},
 		"version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} },
-			want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+			want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"version-level account": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": true}
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"version-level account with a policy": {set: func(f *fakeAzure) {
+			f.days, f.properties["immutableStorageWithVersioning"] = 4, map[string]any{"enabled": true, "immutabilityPolicy": map[string]any{
+				"immutabilityPeriodSinceCreationInDays": 9, "state": "Locked"}}
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4}, Extensions: &five}},
+		"account that is not version-level": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": false}
+		}, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"account that may not be read": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.on["Account.GET"] = 4, true, answerAzure(403, "AuthorizationFailed")
+		}, want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
+		"account that cannot be read": {set: func(f *fakeAzure) {
+			f.days, f.on["Account.GET"] = 4, answerAzure(409, "StorageAccountOperationInProgress")
+		},
+			code: codeRetryableDependencies, text: "StorageAccounts.Get"},
 		"migrating to version-level": {set: func(f *fakeAzure) {
 			f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false, "migrationState": "InProgress"}
-		}, want: BucketState{Exists: true, Policy: Policy{Days: 4}, Extensions: &five}},
+		}, want: BucketState{Exists: true, Default: Policy{Days: 4, Locked: true}, Extensions: &five}},
 		"not version-level": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": false} },
 			want: BucketState{Exists: true, Policy: Policy{Days: 4, Locked: true}, Extensions: &five}},
 		"no etag": {set: func(f *fakeAzure) {
@@ -626,12 +692,20 @@ func TestAzureStoreObserve(t *testing.T) {
 			f := newFakeAzure(t)
 			c.set(f)
 			got, err := f.open(f.ref()).Observe(t.Context())
-			f.expect("Container.GET")
+			calls := strings.Fields(f.take())
+			// The account is read once for a client, if there is a policy that it may make a default.
+			if want := f.days > 0 && f.group && f.account && f.container && f.versionLevel["enabled"] != true && f.versionLevel["migrationState"] == nil; !slices.Equal(calls, []string{"Container.GET"}) &&
+				!(want && slices.Equal(calls, []string{"Container.GET", "Account.GET"})) {
+				t.Errorf("requests: %v", calls)
+			}
+			if _, err := f.open(f.ref()).Observe(t.Context()); err == nil {
+				f.expect("Container.GET")
+			}
 			if c.code != "" {
 				checkAzureError(t, err, c.code, c.text)
 				return
 			}
-			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || got.Appends != c.want.Appends || deref(got.Extensions) != deref(c.want.Extensions) {
+			if err != nil || got.Exists != c.want.Exists || got.Remains != c.want.Remains || got.Policy != c.want.Policy || got.Default != c.want.Default || got.Appends != c.want.Appends || deref(got.Extensions) != deref(c.want.Extensions) {
 				t.Errorf("%+v %v, want %+v", got, err, c.want)
 			}
 		})
@@ -657,6 +731,7 @@ func TestAzureStorePolicy(t *testing.T) {
 		code      errorCode
 		text      string
 		ifMatch   map[string]string
+		fresh     bool // the account was not read yet
 	}{
 		"set":            {setPolicy: ptr(Policy{Days: 4}), calls: "Container.GET Policy.PUT", want: Policy{Days: 4}, ifMatch: map[string]string{"Policy.PUT": ""}},
 		"set the same":   {set: func(f *fakeAzure) { f.days = 4 }, setPolicy: ptr(Policy{Days: 4}), calls: "Container.GET", want: Policy{Days: 4}},
@@ -700,6 +775,13 @@ func TestAzureStorePolicy(t *testing.T) {
 			want: Policy{Days: 4}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
 		"version-level: locked": {set: func(f *fakeAzure) { f.days, f.locked, f.versionLevel = 4, true, map[string]any{"enabled": true} }, lock: ptr(Policy{Days: 4, Locked: true}),
 			want: Policy{Days: 4, Locked: true}, calls: "Container.GET", code: codeConfigurationProblem, text: "version-level immutability"},
+		"version-level account: lock": {set: func(f *fakeAzure) { f.properties["immutableStorageWithVersioning"] = map[string]any{"enabled": true} },
+			lock: ptr(Policy{Days: 4, Locked: true}), fresh: true, calls: "Container.GET Account.GET", code: codeConfigurationProblem,
+			text: "storage account " + azureAccountName(fakeAzureBucket) + " has version-level immutability"},
+		"version-level account: locked": {set: func(f *fakeAzure) {
+			f.days, f.locked, f.properties["immutableStorageWithVersioning"] = 4, true, map[string]any{"enabled": true}
+		}, lock: ptr(Policy{Days: 4, Locked: true}), fresh: true, want: Policy{Days: 4, Locked: true}, calls: "Container.GET Account.GET",
+			code: codeConfigurationProblem, text: "version-level immutability"},
 		"version-level: remove": {set: func(f *fakeAzure) { f.days, f.versionLevel = 4, map[string]any{"enabled": true} }, setPolicy: &Policy{}, calls: "Container.GET Policy.DELETE"},
 		"denied": {set: func(f *fakeAzure) { f.days = 4; f.on["Policy.lock"] = answerAzure(403, "AuthorizationFailed") }, lock: ptr(Policy{Days: 4, Locked: true}),
 			calls: "Container.GET Policy.lock", want: Policy{Days: 4}, code: codeUnauthorized, text: "containers/immutabilityPolicies/lock/action"},
@@ -710,6 +792,9 @@ func TestAzureStorePolicy(t *testing.T) {
 				c.set(f)
 			}
 			b := f.open(f.ref())
+			if !c.fresh {
+				b.versionLevels.Store(b.Name+"/"+b.Account, false)
+			}
 			if _, err := b.Observe(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -762,6 +847,13 @@ func TestAzureStoreDelete(t *testing.T) {
 			calls: "Container.GET Account.listKeys List Container.DELETE", wait: "legal hold"},
 		"denied": {set: func(f *fakeAzure) { f.script("Container.DELETE", answerAzure(403, "AuthorizationFailed")) },
 			calls: "Container.GET Account.listKeys List Container.DELETE", code: codeUnauthorized},
+		"leased": {set: func(f *fakeAzure) { f.leased = true }, calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE"},
+		"leased again and again": {set: func(f *fakeAzure) { f.leased, f.relet = true, true },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE", wait: "holds a lease on container"},
+		"leased, and the lease cannot be broken": {set: func(f *fakeAzure) { f.leased = true; f.on["Break"] = answerAzure(403, "AuthorizationFailure") },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Container.DELETE", wait: "holds a lease on container"},
+		"leased, and Azure is busy": {set: func(f *fakeAzure) { f.leased = true; f.on["Break"] = answerAzure(503, "ServerBusy") },
+			calls: "Container.GET Account.listKeys List Container.DELETE Break Break Break Break", code: codeRetryableDependencies},
 		"locked scope": {set: func(f *fakeAzure) { f.script("Container.DELETE", answerAzure(409, "ScopeLocked")) },
 			calls: "Container.GET Account.listKeys List Container.DELETE", code: codeConfigurationProblem},
 	} {

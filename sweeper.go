@@ -78,6 +78,7 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		return 0, err
 	}
 	wait, err := s.pass(ctx, b, objects)
+	s.keys.noteRejection(b.Name, err, time.Now())
 	if err == nil {
 		// A verification that comes a little early does not miss the next one.
 		s.sweeps.waitUntil(key, time.Now().Add(s.sweepInterval()*9/10))

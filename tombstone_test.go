@@ -888,7 +888,7 @@ func TestAzureSweep(t *testing.T) {
 	bucket := h.cloud.buckets["b"]
 	h.sweep()
 	h.wantTrace("get secrets garden/generated-bucket-b", sweepList)
-	if want := (bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d}); h.cloud.opened != want {
+	if want := (bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d, Account: "derived"}); h.cloud.opened != want {
 		t.Errorf("opened %+v, want %+v", h.cloud.opened, want)
 	}
 	bucket.objects[testEntry+"/1"] = memObject{}
