@@ -212,7 +212,7 @@ func TestAzureBucketVerifyHealthy(t *testing.T) {
 func TestAzureBucketRef(t *testing.T) {
 	fields := map[string]any{"cloudConfiguration": map[string]any{"name": "AzureChina"},
 		"rotationConfig": map[string]any{"rotationPeriodDays": int64(30000), "expirationPeriodDays": int64(30001)}}
-	want := bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d, Cloud: "AzureChina", KeyExpirationDays: 30001, Account: "bkpadopted"}
+	want := bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d, Created: true, Cloud: "AzureChina", KeyExpirationDays: 30001, Account: "bkpadopted"}
 	for name, edits := range map[string][]editObject{
 		"verification": nil,
 		"reconcile":    {withOperation(operationReconcile)},
@@ -241,7 +241,7 @@ func TestAzureBucketRef(t *testing.T) {
 		if _, err := h.passBucket("b"); err != nil {
 			t.Error(err)
 		}
-		if got := h.cloud.opened; got != (bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d}) {
+		if got := h.cloud.opened; got != (bucketRef{Name: "b", Region: "eu-1", Recorded: locked4d, Created: true}) {
 			t.Errorf("opened %+v", got)
 		}
 		h.wantTrace("get secrets garden/bucket-b", "store b Observe")
