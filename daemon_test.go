@@ -158,6 +158,8 @@ func (s mainTestStore) endpoint() endpointRef { return endpointRef{"store", "see
 
 func (s mainTestStore) openObjects(bucketRef, map[string][]byte) (Objects, error) { return s, nil }
 
+func (mainTestStore) traits() traits { return traits{} }
+
 func (mainTestStore) Harden(context.Context) ([]string, error) { return nil, nil }
 
 func (mainTestStore) Put(context.Context, string) error { return nil }
