@@ -22,7 +22,7 @@ func TestFlagDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config{
-		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}, class: "shoot", concurrentSyncs: 5, verifyInterval: 10 * time.Minute,
+		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}, class: "shoot", concurrentSyncs: 5,
 		metricsAddress: ":8080", healthAddress: ":8081", namespace: "own", controllers: true,
 		webhookAddress: ":10250", webhookConfiguration: "bucketwarden", webhookCertLifetime: 90 * 24 * time.Hour, loggingFormat: "text",
 	}
@@ -97,7 +97,7 @@ func TestHelp(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("documented: got %q, want %q in\n%s", got, want, output.String())
 	}
-	for _, value := range []string{"(default 5)", "(default 10m0s)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, `(default ":10250")`, `(default "bucketwarden")`, `(default "text")`, "(default 2160h0m0s)", "(default true)", "aws=s3, s3=s3, S3=s3 and azure=azure"} {
+	for _, value := range []string{"(default 5)", `(default ":8080")`, `(default ":8081")`, `(default "shoot")`, `(default ":10250")`, `(default "bucketwarden")`, `(default "text")`, "(default 2160h0m0s)", "(default true)", "aws=s3, s3=s3, S3=s3 and azure=azure"} {
 		if !strings.Contains(output.String(), value) {
 			t.Errorf("%s is missing in\n%s", value, output.String())
 		}
