@@ -198,7 +198,7 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 		delete(fields, "conditions")
 	}
 	if p.republished {
-		return r.verifyInterval, r.resource.success(ctx, &b.object, operationTypeReconcile, p.succeeded(), fields)
+		return p.interval(), r.resource.success(ctx, &b.object, operationTypeReconcile, p.succeeded(), fields)
 	}
 	if len(fields) == 0 {
 		return p.interval(), nil
