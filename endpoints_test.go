@@ -407,6 +407,28 @@ func TestQueueOfStoresKeepsDeletions(t *testing.T) {
 	})
 }
 
+// That a store that is down was not asked again is no news about an object.
+func TestDownEndpointWritesOnce(t *testing.T) {
+	h := newHarness(t)
+	h.putBucket(false)
+	asked := &storeError{code: codeRetryableDependencies, err: errors.New("S3 HeadBucket failed: host did not answer in time")}
+	notAsked := &storeError{code: codeRetryableDependencies, err: &endpointDownError{reason: "host did not answer in time", after: time.Minute}}
+	other := &storeError{code: codeRetryableDependencies, err: &endpointDownError{reason: "host cannot be reached", after: time.Minute}}
+	for i, test := range []struct {
+		err   error
+		write bool
+	}{{asked, true}, {notAsked, false}, {asked, false}, {other, true}, {other, false}} {
+		before := h.status(bucketsGVR, "b").Description
+		h.cloud.fail["Observe"] = test.err
+		if _, err := h.passBucket("b"); err == nil {
+			t.Fatal("no error")
+		}
+		if wrote := h.status(bucketsGVR, "b").Description != before; wrote != test.write {
+			t.Errorf("%d: after %q the status is %q", i, before, h.status(bucketsGVR, "b").Description)
+		}
+	}
+}
+
 // Being throttled is no failure before it has lasted.
 func TestThrottledIsNoFailureAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

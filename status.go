@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -254,10 +255,19 @@ func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpd
 
 func (c *resourceClient) unchanged(o *object, u statusUpdate) bool {
 	last := o.LastOperation
-	if o.statusWritten || last == nil || last.State != u.state || last.Type != u.opType || last.Description != u.description {
+	if o.statusWritten || last == nil || last.State != u.state || last.Type != u.opType {
 		return false
 	}
-	if u.err != nil && (o.ObservedGeneration != o.Generation || o.LastError == nil || o.LastError.Description != u.description) {
+	description := u.description
+	var down *endpointDownError
+	if errors.As(u.err, &down) && strings.Contains(last.Description, down.reason) {
+		// That it was not asked again for the same reason is nothing new.
+		description = last.Description
+	}
+	if last.Description != description {
+		return false
+	}
+	if u.err != nil && (o.ObservedGeneration != o.Generation || o.LastError == nil || o.LastError.Description != description) {
 		return false
 	}
 	if u.clearError && o.LastError != nil {

@@ -101,7 +101,11 @@ func (b *azureBucket) hardenedAccount(ctx context.Context) (*armstorage.Account,
 	if account != nil {
 		return account, nil
 	}
-	return b.readAccount(ctx)
+	account, err := b.readAccount(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.account = nil
+	return account, err
 }
 
 // readVersionLevel finds out whether the account has version-level immutability, unless the container itself has: one request

@@ -39,7 +39,7 @@ var deployVariants = map[string][]string{
 		`webhook.certificate.annotations.cert-manager\.io/inject-ca-from=bucketwarden/bucketwarden`, "webhook.failurePolicy=Fail"},
 	"external certificate": {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "webhook.certificate.secretName=tls"},
 	"webhook on a seed":    {"controllers=false", "replicas=2"},
-	"annotations ignored":  {"ignoreOperationAnnotation=true", "class=garden\\,shoot", "types.aws=s3"},
+	"annotations ignored":  {"ignoreOperationAnnotation=true", "class=garden\\,shoot", "types.aws=s3", "verifyInterval=5m"},
 	"Azure cloud": {"azureClouds.MyCloud.activeDirectoryAuthorityHost=https://login.example.com", "azureClouds.MyCloud.resourceManagerEndpoint=https://management.example.com",
 		"azureClouds.MyCloud.resourceManagerAudience=https://management.example.com", "azureClouds.MyCloud.blobEndpoint=https://{account}.blob.example.com",
 		"trustedCertificates=-----BEGIN CERTIFICATE-----\n"},

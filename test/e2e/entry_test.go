@@ -113,7 +113,7 @@ func TestEntryGetsItsSecret(t *testing.T) {
 	mustEqual(t, "type of the operation", str(o, "status", "lastOperation", "type"), "Reconcile")
 	secret = getSecret(t, namespace, "etcd-backup")
 	mustEqual(t, "data", secret.Data, map[string][]byte{
-		"accessKeyID": []byte(minio.AccessKeyID), "secretAccessKey": []byte(minio.SecretAccessKey), "endpoint": []byte(other), "s3ForcePathStyle": []byte("1"), "region": []byte(minio.Region), "bucketName": []byte("other-bucket")})
+		"accessKeyID": []byte(minio.AccessKeyID), "secretAccessKey": []byte(minio.SecretAccessKey), "endpoint": []byte(other), "s3ForcePathStyle": []byte("true"), "region": []byte(minio.Region), "bucketName": []byte("other-bucket")})
 	mustEqual(t, "annotations", secret.Annotations, map[string]string{annotationCreatedBy: name})
 	mustEqual(t, "labels", len(secret.Labels), 0)
 
