@@ -303,6 +303,10 @@ func (e *endpoints) leave(p *pass) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, v := range p.visits {
+		if v.host.down() || v.part.down() {
+			// It comes again as soon as there is an answer, however often it has failed.
+			e.setAsleep(p.id, &sleepingPass{ref: v.ref, class: v.kind.class, down: true, wake: p.wake})
+		}
 		for _, x := range []*endpoint{v.host, v.part} {
 			if x.inside[v.kind]--; x.inside[v.kind] == 0 {
 				delete(x.inside, v.kind)

@@ -163,7 +163,7 @@ func TestEndpointDown(t *testing.T) {
 		}
 		e.woken = nil
 		e.answered(b, "host")
-		e.expectWoken("c")
+		e.expectWoken("a", "c") // also the one that found out that it is down
 		if err := e.at(c, endpointRef{"host", "of c"}, classLook); err != nil {
 			t.Error(err)
 		}

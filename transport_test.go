@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -180,17 +181,29 @@ func TestDownEndpointIsLeftAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var asked atomic.Int64
-				store := pipeBucket(t, "store.example.com", "backups", answering(func(c net.Conn) { asked.Add(1); serve(c) }))
+				var up atomic.Bool
+				var done sync.Map
+				store := pipeBucket(t, "store.example.com", "backups", answering(func(c net.Conn) {
+					if up.Load() {
+						_, _ = io.WriteString(c, "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+						return
+					}
+					asked.Add(1)
+					serve(c)
+				}))
 				defer store.transport.CloseIdleConnections()
 				m := newMetrics()
 				c := newController("tests", m)
 				c.endpoints = newEndpoints(5, m)
-				c.reconcile = func(ctx context.Context, _ cache.ObjectName, _ bool) (time.Duration, error) {
+				c.reconcile = func(ctx context.Context, key cache.ObjectName, _ bool) (time.Duration, error) {
 					if err := c.endpoints.enter(ctx, store.endpoint(), classLook); err != nil {
 						return 0, err
 					}
-					_, err := store.Observe(ctx)
-					return 0, err
+					if _, err := store.Observe(ctx); retryAfter(err) > 0 || isTransient(err) {
+						return 0, err
+					}
+					done.Store(key, true)
+					return 0, nil
 				}
 				ctx, stop := context.WithCancel(t.Context())
 				ended := make(chan struct{})
@@ -209,6 +222,15 @@ func TestDownEndpointIsLeftAlone(t *testing.T) {
 				}
 				if open := queueTestSeries(t, m, "bucketwarden_endpoint_breaker_open", "endpoint", "store.example.com"); open != 1 {
 					t.Errorf("the metric of the breaker is %v", open)
+				}
+				// Once it answers all are done, at the latest after the next look at it.
+				up.Store(true)
+				time.Sleep(probeMax * 5 / 4)
+				synctest.Wait()
+				for i := range 200 {
+					if _, ok := done.Load(cache.ObjectName{Name: fmt.Sprint(i)}); !ok {
+						t.Errorf("%d is not done though the store answers again", i)
+					}
 				}
 				stop()
 				<-ended
