@@ -323,9 +323,9 @@ func (b *azureBucket) changePolicy(ctx context.Context, want Policy, step func(*
 			}
 		}
 		if live.versionLevel != "" && !want.None() {
-			return b.errorf(codeConfigurationProblem, nil, "%s has version-level immutability, under which the policy of container %q is only a default"+
-				": blobs may be written with another one or none, so it locks nothing. That cannot be switched off: use a bucket in "+
-				"a storage account without it, or ask for no immutability in spec.providerConfig", live.versionLevel, b.Name)
+			return b.errorf(codeConfigurationProblem, nil, "%s has version-level immutability, under which the policy of container %q "+
+				"is only a default: blobs may be written with another one or none, so it locks nothing. That cannot be switched off: use a "+
+				"bucket in a storage account without it, or ask for no immutability in spec.providerConfig", live.versionLevel, b.Name)
 		}
 		if expected != nil && live.policy != *expected && !live.policy.Locked && want.Days < live.policy.Days {
 			return b.errorf(codeRetryableDependencies, nil, "somebody else changed the immutability policy of container %q to an %s meanwhile",
