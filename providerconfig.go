@@ -226,12 +226,27 @@ func providerStatus(providerType string, r record) *bucketStatus {
 	return status
 }
 
-// readRecord reads providerStatus. Whatever another controller left there is no record of ours.
+// readRecord reads providerStatus. Whatever another controller left there is no record of ours. A field that cannot be read
+// makes no other one unread: the lock must not be forgotten for a word beside it.
 func readRecord(raw []byte) record {
+	var fields struct {
+		Kind, Immutability, CloudConfiguration, StorageAccount, Origin stdjson.RawMessage
+	}
 	var status bucketStatus
-	if len(raw) == 0 || stdjson.Unmarshal(raw, &status) != nil || status.Kind != bucketStatusKind {
+	if len(raw) == 0 || stdjson.Unmarshal(raw, &fields) != nil || stdjson.Unmarshal(fields.Kind, &status.Kind) != nil ||
+		status.Kind != bucketStatusKind {
 		return record{}
 	}
+	var immutability *recordedPolicy
+	if stdjson.Unmarshal(fields.Immutability, &immutability) == nil {
+		status.Immutability = immutability
+	}
+	var cloud *cloudConfiguration
+	if stdjson.Unmarshal(fields.CloudConfiguration, &cloud) == nil {
+		status.CloudConfiguration = cloud
+	}
+	_ = stdjson.Unmarshal(fields.StorageAccount, &status.StorageAccount) // else they stay empty
+	_ = stdjson.Unmarshal(fields.Origin, &status.Origin)
 	r := record{Account: status.StorageAccount, Origin: status.Origin}
 	if status.CloudConfiguration != nil {
 		r.Cloud = status.CloudConfiguration.Name

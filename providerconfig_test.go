@@ -417,6 +417,12 @@ func TestRecordedPolicyOfOthers(t *testing.T) {
 	if got, want := readRecord([]byte("{"+version+`, "kind": "BackupBucketStatus", `+immutability+"}")).Policy, (Policy{Days: 4, Locked: true}); got != want {
 		t.Fatalf("our own: got %s", got)
 	}
+	for _, beside := range []string{`"origin": 0`, `"origin": {}`, `"storageAccount": ["a"]`, `"cloudConfiguration": "x"`, `"cloudConfiguration": {"name": 7}`,
+		`"metadata": 1`, `"other": null`} {
+		if got, want := readRecord([]byte("{"+version+`, "kind": "BackupBucketStatus", `+immutability+", "+beside+"}")).Policy, (Policy{Days: 4, Locked: true}); got != want {
+			t.Errorf("beside %s: got %s", beside, got)
+		}
+	}
 	for _, raw := range []string{
 		"", "null", "{}", "[]", `"x"`, "7", "{", "\xff",
 		"{" + immutability + "}",

@@ -51,36 +51,6 @@ const (
 // itself does not show.
 type reconcileFunc func(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error)
 
-// pass is one pass over an object, which its context knows.
-type pass struct {
-	id        passKey
-	endpoints *endpoints
-	// visits are the places that it has at endpoints. Only the pass itself changes them.
-	visits []visit
-	// wake makes the pass again.
-	wake func()
-	// atStore says that it may wait for a store.
-	atStore bool
-	// leading says why this replica must not change anything any more; nil if it always may.
-	leading func() error
-}
-
-type passContext struct{}
-
-// passOf is the pass of a context, nil if it has none.
-func passOf(ctx context.Context) *pass {
-	p, _ := ctx.Value(passContext{}).(*pass)
-	return p
-}
-
-// mayChange says why a request with a method must not be made by this replica.
-func (p *pass) mayChange(method string) error {
-	if p == nil || p.leading == nil || !isChange(method) {
-		return nil
-	}
-	return p.leading()
-}
-
 // storePart is the rest of a pass, which needs a store.
 type storePart struct {
 	then func(context.Context) (time.Duration, error)

@@ -130,9 +130,6 @@ func isList(r *http.Request) bool {
 		query.Get("comp") == "list"
 }
 
-// isChange says that a request may change something.
-func isChange(method string) bool { return method != http.MethodGet && method != http.MethodHead }
-
 // errNoAnswer is a timeout for networkCause.
 var errNoAnswer error = &answerError{"no answer began in time", true}
 

@@ -1,0 +1,43 @@
+// What a pass over an object carries with it, in its context: who it is, its places at endpoints, and whether this replica may
+// still change anything. The queue makes one for each pass, and what is asked on the way to a store or to the API server finds it.
+// A request without a pass, such as that of an event or of the lease, is nobody's to limit. Only the pass itself changes it.
+
+package main
+
+import (
+	"context"
+	"net/http"
+)
+
+// pass is one pass over an object, which its context knows.
+type pass struct {
+	id        passKey
+	endpoints *endpoints
+	// visits are the places that it has at endpoints. Only the pass itself changes them.
+	visits []visit
+	// wake makes the pass again.
+	wake func()
+	// atStore says that it may wait for a store.
+	atStore bool
+	// leading says why this replica must not change anything any more; nil if it always may.
+	leading func() error
+}
+
+type passContext struct{}
+
+// passOf is the pass of a context, nil if it has none.
+func passOf(ctx context.Context) *pass {
+	p, _ := ctx.Value(passContext{}).(*pass)
+	return p
+}
+
+// mayChange says why a request with a method must not be made by this replica.
+func (p *pass) mayChange(method string) error {
+	if p == nil || p.leading == nil || !isChange(method) {
+		return nil
+	}
+	return p.leading()
+}
+
+// isChange says that a request may change something.
+func isChange(method string) bool { return method != http.MethodGet && method != http.MethodHead }
