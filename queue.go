@@ -38,8 +38,9 @@ const (
 	// write is looked at again; watches lag by milliseconds.
 	staleRetry = 50 * time.Millisecond
 
-	// storeWorkers is how many times more workers there are that may wait for a store than passes may be at one endpoint.
-	storeWorkers = 4
+	// storeWorkers is how many times more workers there are that may wait for a store than passes of a kind may be at one
+	// endpoint: so many endpoints can begin to hang at once before all workers wait for them, until they are known to be down.
+	storeWorkers = 8
 
 	// throttleGrace is how long being throttled is no failure of an object.
 	throttleGrace = 10 * time.Minute
@@ -258,7 +259,8 @@ func (c *controller) run(ctx, passes context.Context, workers int) {
 		}
 	}
 	if c.stores != nil {
-		work(storeWorkers*workers, c.processStore)
+		// Of two kinds: marks, and deletions.
+		work(2*storeWorkers*workers, c.processStore)
 	} else if c.endpoints != nil {
 		workers *= storeWorkers
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"bucketwarden/test/env"
@@ -199,16 +200,28 @@ func (b *bench) repair(ctx context.Context, bucket string) (time.Duration, error
 
 // removeBuckets deletes the BackupBuckets of the measurement; all entries are gone.
 func (b *bench) removeBuckets(ctx context.Context, healthy string) error {
+	ours := func(name string) bool { return name == healthy || strings.HasPrefix(name, "bench-trouble-") }
 	list, err := b.kube.Dynamic.Resource(env.BackupBuckets).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("listing the BackupBuckets: %w", err)
 	}
 	for _, o := range list.Items {
-		if name := o.GetName(); name == healthy || len(name) > 14 && name[:14] == "bench-trouble-" {
-			if err := b.gardenlet.Delete(ctx, env.BackupBuckets, name); err != nil {
+		if ours(o.GetName()) {
+			if err := b.gardenlet.Delete(ctx, env.BackupBuckets, o.GetName()); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return env.Eventually(ctx, patience, "no bucket of the measurement is left", func(ctx context.Context) error {
+		list, err := b.kube.Dynamic.Resource(env.BackupBuckets).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, o := range list.Items {
+			if ours(o.GetName()) {
+				return fmt.Errorf("%s is", o.GetName())
+			}
+		}
+		return nil
+	})
 }
