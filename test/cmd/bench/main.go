@@ -366,11 +366,20 @@ func (b *bench) deleteEntries(ctx context.Context, n int) error {
 	if err := newEntry(retained, until, n); err != nil {
 		return err
 	}
+	// As gardenlet hands it over from a BackupBucket whose policy is recorded.
+	if err := b.gardenlet.Reconcile(ctx, env.BackupEntries, retained, map[string]any{"backupBucketProviderStatus": map[string]any{
+		"apiVersion": providerType + ".provider.extensions.gardener.cloud/v1alpha1", "kind": "BackupBucketStatus",
+		"immutability": map[string]any{"retentionType": "bucket", "retentionPeriod": "24h", "locked": true, "mode": "compliance"}}}); err != nil {
+		return err
+	}
+	if _, err := b.kube.WaitFor(ctx, patience, env.BackupEntries, "", retained, env.Healthy); err != nil {
+		return err
+	}
 	b.proxy.Reset()
 	if took, err = b.deleteAndWait(ctx, retained); err != nil {
 		return err
 	}
-	b.row(fmt.Sprintf("releasing an entry with %d retained versions on S3", n), "at most 30 requests", fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), took.Seconds()))
+	b.row(fmt.Sprintf("releasing an entry with %d retained versions on S3", n), "at most 15 requests", fmt.Sprintf("%d %v, %.1f s", b.s3Requests(), b.proxy.Counts(), took.Seconds()))
 	progress("tagging %d object versions one after the other", n)
 	tagger := b.minio.S3(b.proxy.URL)
 	start := time.Now()
