@@ -79,7 +79,7 @@ type endpoints struct {
 	mu sync.Mutex
 	// all has the host under its name with an empty part.
 	all map[endpointRef]*endpoint
-	// unproven counts the passes at hosts that do not answer, by resource: together they get half of the workers.
+	// unproven counts the passes at hosts that do not answer, by resource: together they get at most half of the workers.
 	unproven map[string]int
 	// asleep is what passes that found no place are waiting for, waiting how many there are by host.
 	asleep  map[passKey]sleepingPass
@@ -282,9 +282,12 @@ func (e *endpoints) evict() {
 	var oldest endpointRef
 	found := false
 	for ref, x := range e.all {
-		if len(x.inside) == 0 && (!found || x.used < e.all[oldest].used) {
+		if len(x.inside) == 0 && e.waiting[ref.host] == 0 && (!found || x.used < e.all[oldest].used) {
 			oldest, found = ref, true
 		}
+	}
+	if !found {
+		return
 	}
 	delete(e.all, oldest)
 	if oldest.part == "" {

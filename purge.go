@@ -26,8 +26,6 @@ import (
 const (
 	purgeInFlight = 3
 	purgeAttempts = 4
-	// purgeMaxWait is the longest wait that a store may ask for within a pass; a longer one is the queue's.
-	purgeMaxWait = 20 * time.Second
 	// purgeRounds bounds how often a list is read anew because something went.
 	purgeRounds = 10
 	// purgeWork is how many versions one pass looks at, so that others get their turn.
@@ -454,7 +452,7 @@ func (p *purge) delete(ctx context.Context, batch []version, presumed bool) {
 		switch {
 		case err == nil && len(next.again) > 0:
 			after := retryAfter(next.err)
-			if err = next.err; attempt < purgeAttempts && after <= purgeMaxWait {
+			if err = next.err; attempt < purgeAttempts && after <= maxWait {
 				err = sleep(ctx, max(after, p.traits.backoff(attempt)))
 			}
 			attempt++

@@ -27,18 +27,15 @@ const (
 	// (learn.microsoft.com/azure/storage/blobs/immutable-storage-overview).
 	azureMaxExtensions = 5
 
-	azureMaxRetries = 3
-	azureRetryDelay = 800 * time.Millisecond
-	// azureMaxRetryDelay is the longest Retry-After that is waited for within a pass. What is longer ends the request: the
-	// error says when to come back.
-	azureMaxRetryDelay = 20 * time.Second
-	azureTryTimeout    = time.Minute
-	azurePollInterval  = 2 * time.Second
-	azureWriteRounds   = 4
-	azurePageSize      = 5000 // the maximum of List Blobs
-	azureBatchSize     = 256  // the maximum of Blob Batch
-	azureHoldRetry     = time.Hour
-	azureUserAgent     = "bucketwarden"
+	azureMaxRetries   = 3
+	azureRetryDelay   = 800 * time.Millisecond
+	azureTryTimeout   = time.Minute
+	azurePollInterval = 2 * time.Second
+	azureWriteRounds  = 4
+	azurePageSize     = 5000 // the maximum of List Blobs
+	azureBatchSize    = 256  // the maximum of Blob Batch
+	azureHoldRetry    = time.Hour
+	azureUserAgent    = "bucketwarden"
 
 	azureAccountType = "Microsoft.Storage/storageAccounts"
 )

@@ -178,11 +178,14 @@ func (b *azureBucket) createAccount(ctx context.Context) error {
 }
 
 // awaitAzure polls an operation until it is done, no sooner than the answers say. It does not wait within a pass for longer than
-// azureMaxRetryDelay at a time: the next pass looks again. The SDK's own way waits however long it is told.
+// maxWait at a time: the next pass looks again. The SDK's own way waits however long it is told.
 func awaitAzure[T any](ctx context.Context, poller *runtime.Poller[T], response *http.Response, every time.Duration) (out T, err error) {
 	for pause := time.Duration(0); !poller.Done(); pause = every {
-		delay := azureDelay(response, time.Now())
-		if delay > azureMaxRetryDelay {
+		delay := time.Duration(0)
+		if response != nil {
+			delay = retryDelay(response.Header, time.Now())
+		}
+		if delay > maxWait {
 			return out, &azureUnfinished{status: response.StatusCode, after: delay}
 		}
 		if err := sleep(ctx, max(delay, pause)); err != nil {

@@ -317,7 +317,7 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 // waited for: the queue has better things to do.
 func (c *azureClients) options() policy.ClientOptions {
 	return policy.ClientOptions{
-		Retry: policy.RetryOptions{MaxRetries: azureMaxRetries, RetryDelay: c.retryDelay, MaxRetryDelay: azureMaxRetryDelay,
+		Retry: policy.RetryOptions{MaxRetries: azureMaxRetries, RetryDelay: c.retryDelay, MaxRetryDelay: maxWait,
 			TryTimeout: azureTryTimeout},
 		Telemetry: policy.TelemetryOptions{ApplicationID: azureUserAgent},
 		Transport: &http.Client{

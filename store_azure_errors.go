@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -283,11 +282,7 @@ func azureRetryAfter(err error) time.Duration {
 	return 0
 }
 
-// azureMaxAfter keeps an absurd Retry-After from stopping a bucket for good.
-const azureMaxAfter = 24 * time.Hour
-
-// azureAfter is how long an answer says to wait, read from the headers that the SDK reads as well. Only answers about something
-// that passes count.
+// azureAfter is how long an answer says to wait. Only answers about something that passes count.
 func azureAfter(response *http.Response, now time.Time) time.Duration {
 	switch status := response.StatusCode; {
 	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests,
@@ -295,30 +290,7 @@ func azureAfter(response *http.Response, now time.Time) time.Duration {
 	default:
 		return 0
 	}
-	return azureDelay(response, now)
-}
-
-// azureDelay is the delay that the headers of an answer ask for, whatever its status.
-func azureDelay(response *http.Response, now time.Time) time.Duration {
-	if response == nil {
-		return 0
-	}
-	for _, header := range []struct {
-		name string
-		unit time.Duration
-	}{{"Retry-After-Ms", time.Millisecond}, {"X-Ms-Retry-After-Ms", time.Millisecond}, {"Retry-After", time.Second}} {
-		value := response.Header.Get(header.name)
-		var after time.Duration
-		if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
-			after = time.Duration(min(n, int64(azureMaxAfter/header.unit))) * header.unit
-		} else if at, err := http.ParseTime(value); err == nil {
-			after = min(at.Sub(now), azureMaxAfter)
-		}
-		if after > 0 {
-			return after
-		}
-	}
-	return 0
+	return retryDelay(response.Header, now)
 }
 
 // tokenAnswer describes why there is no token.

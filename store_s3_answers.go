@@ -15,8 +15,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -143,36 +141,13 @@ func (r *rememberedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-const (
-	// s3MaxRetryAfter is how long a request waits at most because the store said so; beyond, whoever made the pass waits.
-	s3MaxRetryAfter = 20 * time.Second
-	// s3MaxAfter bounds what a store may ask for at all.
-	s3MaxAfter = 365 * 24 * time.Hour
-)
-
-// s3RetryAfter is how long the store said to wait; zero if it did not say. It is seconds or a time (RFC 9110, 10.2.3).
+// s3RetryAfter is how long the answer that an error is about said to wait; zero if it did not say.
 func s3RetryAfter(err error) time.Duration {
 	response := s3Response(err)
 	if response == nil {
 		return 0
 	}
-	value := strings.TrimSpace(response.Header.Get("Retry-After"))
-	if value == "" {
-		return 0
-	}
-	after := time.Duration(0)
-	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil {
-		after = time.Duration(min(seconds, uint64(s3MaxAfter/time.Second))) * time.Second
-	} else if errors.Is(err, strconv.ErrRange) {
-		after = s3MaxAfter
-	} else if at, err := http.ParseTime(value); err == nil {
-		now := time.Now()
-		if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
-			now = date // the store's own clock
-		}
-		after = at.Sub(now)
-	}
-	return max(0, min(after, s3MaxAfter))
+	return retryDelay(response.Header, time.Now())
 }
 
 // s3Backoff waits as long as the store says, and at least as long as it would without.
@@ -185,7 +160,7 @@ func s3Backoff(without retry.BackoffDelayer) retry.BackoffDelayer {
 
 // s3Patient says that a request is not to be repeated, since the store wants more time than a request has.
 func s3Patient(err error) aws.Ternary {
-	if s3RetryAfter(err) > s3MaxRetryAfter {
+	if s3RetryAfter(err) > maxWait {
 		return aws.FalseTernary
 	}
 	return aws.UnknownTernary

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -43,6 +44,9 @@ const (
 
 	// maxPause is how long a request waits by itself when the store asks for a pause; for longer ones the pass ends.
 	maxPause = 5 * time.Second
+
+	// maxWait is how long a pass waits before it asks again, if the store said so. Beyond, the queue waits.
+	maxWait = 20 * time.Second
 )
 
 // newTransport returns a transport to a store with the given TLS settings.
@@ -93,7 +97,7 @@ func (t *storeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if p != nil && p.endpoints != nil {
-		if after := retryAfterHeader(response, time.Now()); after > 0 {
+		if after := throttledFor(response, time.Now()); after > 0 {
 			p.endpoints.throttled(p, r.URL.Host, after)
 		}
 	}
@@ -213,23 +217,35 @@ func (b *answerBody) Close() error {
 	return err
 }
 
-// retryAfterHeader is when the store wants to be asked again, as Retry-After or one of Azure's forms of it says; zero if
-// it does not say, or answers the request.
-func retryAfterHeader(response *http.Response, now time.Time) time.Duration {
+// throttledFor is how long a store that asks for fewer requests wants not to be asked; zero if it does not say, or answers.
+func throttledFor(response *http.Response, now time.Time) time.Duration {
 	if response.StatusCode != http.StatusTooManyRequests && response.StatusCode != http.StatusServiceUnavailable {
 		return 0
 	}
-	for _, name := range []string{"Retry-After-Ms", "X-Ms-Retry-After-Ms"} {
-		if ms, err := strconv.ParseInt(response.Header.Get(name), 10, 64); err == nil && ms > 0 {
-			return time.Duration(min(ms, maxRetryAfter.Milliseconds())) * time.Millisecond
+	return retryDelay(response.Header, now)
+}
+
+// retryDelay is how long the header of an answer asks to wait, at most maxRetryAfter; zero if it does not say. It is in seconds,
+// a time by the store's own clock (RFC 9110, 10.2.3), or one of Azure's forms, which are finer.
+func retryDelay(header http.Header, now time.Time) time.Duration {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = date
+	}
+	for _, form := range []struct {
+		name string
+		unit time.Duration
+	}{{"Retry-After-Ms", time.Millisecond}, {"X-Ms-Retry-After-Ms", time.Millisecond}, {"Retry-After", time.Second}} {
+		value := strings.TrimSpace(header.Get(form.name))
+		var after time.Duration
+		// Of a number that is too large ParseInt returns the largest.
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+			after = time.Duration(min(n, int64(maxRetryAfter/form.unit))) * form.unit
+		} else if at, err := http.ParseTime(value); err == nil {
+			after = min(at.Sub(now), maxRetryAfter)
 		}
-	}
-	value := response.Header.Get("Retry-After")
-	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil && seconds > 0 {
-		return time.Duration(min(seconds, int64(maxRetryAfter/time.Second))) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil && at.After(now) {
-		return at.Sub(now)
+		if after > 0 {
+			return after
+		}
 	}
 	return 0
 }

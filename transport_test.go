@@ -239,7 +239,7 @@ func TestDownEndpointIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestRetryAfterHeader(t *testing.T) {
+func TestThrottledFor(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, test := range []struct {
 		status      int
@@ -259,7 +259,7 @@ func TestRetryAfterHeader(t *testing.T) {
 	} {
 		response := &http.Response{StatusCode: test.status, Header: http.Header{}}
 		response.Header.Set(test.name, test.value)
-		if got := retryAfterHeader(response, now); got != test.want {
+		if got := throttledFor(response, now); got != test.want {
 			t.Errorf("%d %s: %s is %s, want %s", test.status, test.name, test.value, got, test.want)
 		}
 	}
