@@ -1,7 +1,7 @@
 // A BackupBucket: ensured and verified. A pass compares what the spec asks for (desired), what we remember (old) and
 // what the cloud says (live), and changes one thing at a time, with a look at the cloud after each. passKind says what
-// a pass may do; every kind of pass restores a lock that was recorded. The policy comes before everything that could
-// fail without need, and only what the cloud has confirmed is recorded.
+// a pass may do; every kind of pass restores a lock that was recorded. The policy (bucket_policy.go) comes before
+// everything that could fail without need, and only what the cloud has confirmed is recorded (bucket_status.go).
 
 package main
 
@@ -10,13 +10,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
@@ -30,18 +28,6 @@ const (
 
 	// defaultSweepInterval is how often the tombstones in a bucket are looked at without --verify-interval.
 	defaultSweepInterval = 10 * time.Minute
-
-	// maxConvergeSteps bounds the changes of a policy in one pass: at most two are ever
-	// needed, so a store that does not do what it says is found out.
-	maxConvergeSteps = 3
-)
-
-// Condition types of a BackupBucket.
-const (
-	conditionImmutable = "BucketImmutable"
-	conditionHardened  = "BucketHardened"
-	// conditionWaiting is there, and True, only while a deletion waits.
-	conditionWaiting = "DeletionWaiting"
 )
 
 // bucketReconciler owns the BackupBuckets.
@@ -151,27 +137,6 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 
 // succeeded describes what a pass that succeeded has found.
 func (p *bucketPass) succeeded() string { return "The bucket is as desired: " + p.live.Policy.String() }
-
-// reportRefusal says whether err is a refusal, and tells of a new one.
-func (r *bucketReconciler) reportRefusal(ctx context.Context, b *backupBucket, err error, opType operationType) bool {
-	var refused *Refusal
-	if !errors.As(err, &refused) {
-		return false
-	}
-	if r.refusalIsNew(b, err, opType) {
-		r.metrics.refusals.WithLabelValues(b.Name, refused.Reason).Inc()
-		klog.FromContext(ctx).Info("Refused to weaken the bucket", "reason", refused.Reason, "message", refused.Message)
-		r.warn(b, "WeakeningRefused", "Reconcile", "%s", refused.Message)
-	}
-	return true
-}
-
-// refusalIsNew says that this is not just the same refused spec looked at again.
-func (r *bucketReconciler) refusalIsNew(b *backupBucket, err error, opType operationType) bool {
-	last := b.LastOperation
-	return last == nil || last.State != stateError || b.ObservedGeneration != b.Generation ||
-		last.Description != failureDescription(r.resource.kind, b.Name, opType, err)
-}
 
 // verify asks the cloud, repairs drift and writes nothing if nothing is new. It never
 // carries out a spec that no reconcile has seen.
@@ -407,52 +372,6 @@ func (p *bucketPass) interval() time.Duration {
 var errNotDefended = errors.New("the bucket cannot be verified: with the secret and region of a spec that was not " +
 	"reconciled since it changed, or that is being deleted, there is no such bucket, or the secret was never used")
 
-func (p *bucketPass) observe(ctx context.Context, store Store) error {
-	state, err := store.Observe(ctx)
-	if err != nil {
-		return err
-	}
-	p.live, p.observed = state, true
-	if state.Extensions != nil {
-		p.metrics.bucketExtensions.WithLabelValues(p.b.Name).Set(float64(*state.Extensions))
-	}
-	setPolicyGauges(p.metrics.bucketLocked, p.metrics.bucketRetention, p.b.Name, state.Policy)
-	p.metrics.bucketLastVerified.WithLabelValues(p.b.Name).SetToCurrentTime()
-	return nil
-}
-
-// expected is the policy that the bucket should have had before this pass.
-func (p *bucketPass) expected() Policy {
-	if p.kind.settled() && p.old.Policy.None() {
-		return p.desired.Policy
-	}
-	return p.old.Policy
-}
-
-// drifted says that somebody changed the policy behind our back: it is weaker than
-// recorded, or not what the last reconcile had left.
-func (p *bucketPass) drifted(plan policyPlan) bool {
-	return plan.Drift || p.kind.settled() && len(plan.Steps) > 0
-}
-
-// reportLoss tells that a bucket that was just created had been there before.
-func (p *bucketPass) reportLoss(ctx context.Context) {
-	if !p.b.succeeded() && p.old.Policy.None() {
-		return
-	}
-	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
-	p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
-}
-
-// reportDrift tells of drift that this pass has repaired.
-func (p *bucketPass) reportDrift(ctx context.Context, was Policy) {
-	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored",
-		"expected", p.expected().String(), "found", was.String())
-	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
-}
-
 func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) error {
 	if err := p.start(); err != nil {
 		return err
@@ -464,179 +383,4 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 	klog.FromContext(ctx).Info("Created the bucket", "region", p.b.Region, "immutable", immutable)
 	p.normal(p.b, "BucketCreated", "Create", "Created bucket %s in region %s", p.b.Name, p.b.Region)
 	return nil
-}
-
-// nextSteps is what the policy needs now.
-func (p *bucketPass) nextSteps() policyPlan {
-	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy, p.lockAtOnce)
-	if limit, ok := p.provider(&p.b.object).(extensionLimit); ok && p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
-		return policyPlan{Refusal: limit.refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
-	}
-	if live := p.live; !live.Policy.None() && live.Policy == p.desired.Policy && (live.Appends && !live.Policy.Locked || live.Years) {
-		// Setting it anew switches protected append writes off, which we never allow, and writes the period in days.
-		plan.Steps = []Step{{Lock: live.Policy.Locked, Policy: p.desired.Policy}}
-	}
-	return plan
-}
-
-// extends says that the next step extends a locked policy.
-func (p *bucketPass) extends(plan policyPlan) bool {
-	return len(plan.Steps) > 0 && plan.Steps[0].Lock && p.live.Policy.Locked
-}
-
-// converge changes the policy one step at a time. After each step the cloud is asked
-// again, so a policy is locked only after it was read back, and on its current state.
-func (p *bucketPass) converge(ctx context.Context, store Store) error {
-	for range maxConvergeSteps {
-		plan := p.nextSteps()
-		if len(plan.Steps) == 0 {
-			p.remember(plan)
-			return nil
-		}
-		if err := p.start(); err != nil {
-			return err
-		}
-		step := plan.Steps[0]
-		if err := p.apply(ctx, store, step); err != nil {
-			return err
-		}
-		before := p.next.Policy
-		if plan.Refusal == nil {
-			p.next.Policy = step.Policy
-		}
-		if err := p.readBack(ctx, store); err != nil {
-			return err
-		}
-		if p.live.Policy != step.Policy {
-			p.next.Policy = before
-		}
-	}
-	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.desired.Policy)
-}
-
-// readBackDelays are the pauses between reads of a changed policy: S3 may answer with the
-// old one for a while ("bucket configurations have an eventual consistency model",
-// docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel).
-var readBackDelays = []time.Duration{250 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
-
-// readBack observes the bucket until its policy is another one than before.
-func (p *bucketPass) readBack(ctx context.Context, store Store) error {
-	before := p.live
-	for i := 0; ; i++ {
-		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends ||
-			p.live.Years != before.Years || i == len(readBackDelays) {
-			return err
-		}
-		select {
-		case <-time.After(readBackDelays[i]):
-		case <-ctx.Done():
-			return fmt.Errorf("reading back the policy of bucket %s: %w", p.b.Name, ctx.Err())
-		}
-	}
-}
-
-func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
-	logger := klog.FromContext(ctx)
-	if !step.Lock {
-		if err := store.SetPolicy(ctx, step.Policy); err != nil {
-			return err
-		}
-		logger.Info("Set the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
-		p.normal(p.b, "PolicySet", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
-		return nil
-	}
-	if err := store.LockPolicy(ctx, step.Policy); err != nil {
-		return err
-	}
-	p.metrics.bucketLocks.WithLabelValues(p.b.Name).Inc()
-	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
-	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
-	if p.live.Policy.Locked && p.live.Extensions != nil && *p.live.Extensions == 1 {
-		p.warn(p.b, "LastExtension", "Reconcile", "The policy of bucket %s was extended to %s; that was the last "+
-			"extension that the store allows", p.b.Name, step.Policy.Hours())
-	}
-	return nil
-}
-
-// remember notes what is ours once the policy has converged.
-func (p *bucketPass) remember(plan policyPlan) {
-	switch {
-	case plan.Refusal != nil:
-		// A lock that we found is defended from now on, too.
-		if !p.next.Policy.Locked && p.live.Policy.Locked {
-			p.next.Policy = p.live.Policy
-		}
-	case p.desired.Policy == p.live.Policy:
-		p.next.Policy = p.live.Policy
-	default:
-		// Nothing is desired and what is there is not ours.
-		p.next.Policy = Policy{}
-	}
-}
-
-// statusFields are the status fields that follow from what was seen.
-func (p *bucketPass) statusFields() map[string]any {
-	fields := map[string]any{}
-	if p.observed {
-		p.next.Cloud = p.desired.Cloud
-		if p.generated != nil && (p.next.Account == "" || p.republished) {
-			p.next.Account, _ = p.published(p.b, p.generated)
-		}
-	}
-	if p.next != p.old {
-		fields["providerStatus"] = p.provider(&p.b.object).record(p.b.Type, p.next)
-	}
-	if p.generated != nil {
-		if ref := (types.NamespacedName{Namespace: p.generated.Namespace, Name: p.generated.Name}); ref != p.b.GeneratedSecretRef {
-			fields["generatedSecretRef"] = map[string]any{"namespace": ref.Namespace, "name": ref.Name}
-		}
-	}
-	if !p.observed {
-		return fields
-	}
-	wanted := []condition{p.immutableCondition()}
-	if p.hardened {
-		wanted = append(wanted, hardenedCondition(p.gaps, p.unhardened))
-	}
-	if conditions, changed := mergeConditions(p.b.Conditions, time.Now(), wanted...); changed {
-		fields["conditions"] = conditions
-	}
-	return fields
-}
-
-func (p *bucketPass) immutableCondition() condition {
-	// True only if it can't be undone.
-	c := condition{Type: conditionImmutable, Status: "True", Reason: "Locked"}
-	switch {
-	case !p.live.Exists:
-		c.Status, c.Reason, c.Message = "False", "NoBucket", "The bucket does not exist."
-		return c
-	case p.live.Policy.None():
-		c.Status, c.Reason = "False", "NoPolicy"
-	case !p.live.Policy.Locked:
-		c.Status, c.Reason = "False", "Unlocked"
-	}
-	c.Message = fmt.Sprintf("The store says: %s.", p.live.Policy)
-	if !p.live.Default.None() {
-		c.Reason = "DefaultOnly"
-		c.Message = fmt.Sprintf("The store says: %s, but only as a default, which an object may be written without; nothing is locked "+
-			"for sure.", p.live.Default)
-		return c
-	}
-	if !p.live.Policy.None() && p.desired.Policy.None() && p.next.Policy.None() {
-		c.Message += " It was not set by bucketwarden and is left alone."
-	}
-	return c
-}
-
-func hardenedCondition(gaps []string, unknown error) condition {
-	if unknown != nil {
-		told := append(slices.Clone(gaps), "It is not known whether the rest is in place, and is tried again: "+sentence(unknown))
-		return condition{Type: conditionHardened, Status: "Unknown", Reason: "NoAnswer", Message: strings.Join(told, " ")}
-	}
-	if len(gaps) == 0 {
-		return condition{Type: conditionHardened, Status: "True", Reason: "Hardened", Message: "Encryption, public access " +
-			"block and TLS-only access are in place."}
-	}
-	return condition{Type: conditionHardened, Status: "False", Reason: "Gaps", Message: strings.Join(gaps, " ")}
 }

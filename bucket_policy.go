@@ -1,0 +1,171 @@
+// The policy of a BackupBucket within a pass: what it should be, whether somebody changed it, and the steps to it. After
+// each step the cloud is asked again, so that a policy is locked only after it was read back. What planPolicy (policy.go)
+// decides is carried out here and nowhere else. Only what the cloud has confirmed is remembered.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// maxConvergeSteps bounds the changes of a policy in one pass: at most two are ever
+// needed, so a store that does not do what it says is found out.
+const maxConvergeSteps = 3
+
+func (p *bucketPass) observe(ctx context.Context, store Store) error {
+	state, err := store.Observe(ctx)
+	if err != nil {
+		return err
+	}
+	p.live, p.observed = state, true
+	if state.Extensions != nil {
+		p.metrics.bucketExtensions.WithLabelValues(p.b.Name).Set(float64(*state.Extensions))
+	}
+	setPolicyGauges(p.metrics.bucketLocked, p.metrics.bucketRetention, p.b.Name, state.Policy)
+	p.metrics.bucketLastVerified.WithLabelValues(p.b.Name).SetToCurrentTime()
+	return nil
+}
+
+// expected is the policy that the bucket should have had before this pass.
+func (p *bucketPass) expected() Policy {
+	if p.kind.settled() && p.old.Policy.None() {
+		return p.desired.Policy
+	}
+	return p.old.Policy
+}
+
+// drifted says that somebody changed the policy behind our back: it is weaker than
+// recorded, or not what the last reconcile had left.
+func (p *bucketPass) drifted(plan policyPlan) bool {
+	return plan.Drift || p.kind.settled() && len(plan.Steps) > 0
+}
+
+// reportLoss tells that a bucket that was just created had been there before.
+func (p *bucketPass) reportLoss(ctx context.Context) {
+	if !p.b.succeeded() && p.old.Policy.None() {
+		return
+	}
+	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
+	klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
+	p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
+}
+
+// reportDrift tells of drift that this pass has repaired.
+func (p *bucketPass) reportDrift(ctx context.Context, was Policy) {
+	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
+	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored",
+		"expected", p.expected().String(), "found", was.String())
+	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
+}
+
+// nextSteps is what the policy needs now.
+func (p *bucketPass) nextSteps() policyPlan {
+	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy, p.lockAtOnce)
+	if limit, ok := p.provider(&p.b.object).(extensionLimit); ok && p.extends(plan) && p.live.Extensions != nil && *p.live.Extensions == 0 {
+		return policyPlan{Refusal: limit.refuseExtension(plan.Steps[0].Policy, p.live.Policy)}
+	}
+	if live := p.live; !live.Policy.None() && live.Policy == p.desired.Policy && (live.Appends && !live.Policy.Locked || live.Years) {
+		// Setting it anew switches protected append writes off, which we never allow, and writes the period in days.
+		plan.Steps = []Step{{Lock: live.Policy.Locked, Policy: p.desired.Policy}}
+	}
+	return plan
+}
+
+// extends says that the next step extends a locked policy.
+func (p *bucketPass) extends(plan policyPlan) bool {
+	return len(plan.Steps) > 0 && plan.Steps[0].Lock && p.live.Policy.Locked
+}
+
+// converge changes the policy one step at a time. After each step the cloud is asked
+// again, so a policy is locked only after it was read back, and on its current state.
+func (p *bucketPass) converge(ctx context.Context, store Store) error {
+	for range maxConvergeSteps {
+		plan := p.nextSteps()
+		if len(plan.Steps) == 0 {
+			p.remember(plan)
+			return nil
+		}
+		if err := p.start(); err != nil {
+			return err
+		}
+		step := plan.Steps[0]
+		if err := p.apply(ctx, store, step); err != nil {
+			return err
+		}
+		before := p.next.Policy
+		if plan.Refusal == nil {
+			p.next.Policy = step.Policy
+		}
+		if err := p.readBack(ctx, store); err != nil {
+			return err
+		}
+		if p.live.Policy != step.Policy {
+			p.next.Policy = before
+		}
+	}
+	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.desired.Policy)
+}
+
+// readBackDelays are the pauses between reads of a changed policy: S3 may answer with the
+// old one for a while ("bucket configurations have an eventual consistency model",
+// docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel).
+var readBackDelays = []time.Duration{250 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
+
+// readBack observes the bucket until its policy is another one than before.
+func (p *bucketPass) readBack(ctx context.Context, store Store) error {
+	before := p.live
+	for i := 0; ; i++ {
+		if err := p.observe(ctx, store); err != nil || p.live.Policy != before.Policy || p.live.Appends != before.Appends ||
+			p.live.Years != before.Years || i == len(readBackDelays) {
+			return err
+		}
+		select {
+		case <-time.After(readBackDelays[i]):
+		case <-ctx.Done():
+			return fmt.Errorf("reading back the policy of bucket %s: %w", p.b.Name, ctx.Err())
+		}
+	}
+}
+
+func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
+	logger := klog.FromContext(ctx)
+	if !step.Lock {
+		if err := store.SetPolicy(ctx, step.Policy); err != nil {
+			return err
+		}
+		logger.Info("Set the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
+		p.normal(p.b, "PolicySet", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
+		return nil
+	}
+	if err := store.LockPolicy(ctx, step.Policy); err != nil {
+		return err
+	}
+	p.metrics.bucketLocks.WithLabelValues(p.b.Name).Inc()
+	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
+	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
+	if p.live.Policy.Locked && p.live.Extensions != nil && *p.live.Extensions == 1 {
+		p.warn(p.b, "LastExtension", "Reconcile", "The policy of bucket %s was extended to %s; that was the last "+
+			"extension that the store allows", p.b.Name, step.Policy.Hours())
+	}
+	return nil
+}
+
+// remember notes what is ours once the policy has converged.
+func (p *bucketPass) remember(plan policyPlan) {
+	switch {
+	case plan.Refusal != nil:
+		// A lock that we found is defended from now on, too.
+		if !p.next.Policy.Locked && p.live.Policy.Locked {
+			p.next.Policy = p.live.Policy
+		}
+	case p.desired.Policy == p.live.Policy:
+		p.next.Policy = p.live.Policy
+	default:
+		// Nothing is desired and what is there is not ours.
+		p.next.Policy = Policy{}
+	}
+}
