@@ -37,6 +37,8 @@ type bucketReconciler struct {
 	verifyInterval time.Duration
 	// sweeps is the queue of buckets to sweep.
 	sweeps *controller
+	// tellings are the changes behind our back that were told.
+	tellings tellings
 	// entries are the informer's BackupEntries; entriesClient reads them live.
 	entries       cache.Indexer
 	entriesClient *resourceClient
@@ -57,6 +59,7 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	}
 	own := *cached
 	b := &own
+	r.showExpected(b)
 	if b.operation() == operationWaitForState {
 		return r.interval(b), nil
 	}
@@ -136,7 +139,12 @@ func (r *bucketReconciler) ensure(ctx context.Context, b *backupBucket) (again t
 }
 
 // succeeded describes what a pass that succeeded has found.
-func (p *bucketPass) succeeded() string { return "The bucket is as desired: " + p.live.Policy.String() }
+func (p *bucketPass) succeeded() string {
+	if p.foreign() {
+		return "The bucket is as desired, and more, which somebody else has set: " + p.live.Policy.String()
+	}
+	return "The bucket is as desired: " + p.live.Policy.String()
+}
 
 // verify asks the cloud, repairs drift and writes nothing if nothing is new. It never
 // carries out a spec that no reconcile has seen.
@@ -151,25 +159,38 @@ func (r *bucketReconciler) verify(ctx context.Context, b *backupBucket) (time.Du
 	p := r.newPass(ctx, b, passVerify)
 	if err := p.run(ctx); err != nil {
 		if isTransient(err) {
-			return 0, err
+			return 0, errors.Join(err, r.show(ctx, b, p.news()))
 		}
 		r.reportRefusal(ctx, b, err, operationTypeReconcile)
 		return 0, r.resource.failure(ctx, &b.object, operationTypeReconcile, err, p.statusFields())
 	}
 	// A lock that was set before our time, or what others did to the bucket since the last
 	// reconcile.
-	fields := p.statusFields()
-	if len(b.Conditions) == 0 {
-		delete(fields, "conditions")
-	}
+	fields := p.news()
 	if p.republished {
 		return p.interval(), r.resource.success(ctx, &b.object, operationTypeReconcile, p.succeeded(), fields)
 	}
-	if len(fields) == 0 {
-		return p.interval(), nil
+	return p.interval(), r.show(ctx, b, fields)
+}
+
+// news are the status fields of a pass that is no reconcile, which writes the first conditions.
+func (p *bucketPass) news() map[string]any {
+	fields := p.statusFields()
+	if len(p.b.Conditions) == 0 {
+		delete(fields, "conditions")
 	}
+	return fields
+}
+
+// show writes what a pass has seen, if there is anything new.
+func (r *bucketReconciler) show(ctx context.Context, b *backupBucket, fields map[string]any) error {
+	if len(fields) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
 	_, err := r.resource.patch(ctx, &b.object, map[string]any{"status": fields}, "status")
-	return p.interval(), ignoreNotFound(err)
+	return ignoreNotFound(err)
 }
 
 // defend verifies a bucket whose spec is not to be carried out: it has changed without a
@@ -224,7 +245,7 @@ func (r *bucketReconciler) newPass(ctx context.Context, b *backupBucket, kind pa
 		return r.resource.processing(ctx, &b.object, operationTypeReconcile, "Publishing an access key")
 	})
 	p.desired, p.old = r.scope.readBucket(b)
-	p.next = p.old
+	p.next, p.saved, p.asked = p.old, p.old, p.desired.Policy
 	switch {
 	case kind == passDefend:
 		p.desired.Policy, p.desired.err = p.old.Policy, nil
@@ -243,6 +264,9 @@ type bucketPass struct {
 	// remembered after it.
 	desired   desired
 	old, next record
+	// saved is what the status remembers by now. asked is what the spec asks for, whether it is to be carried out or not.
+	saved record
+	asked Policy
 	// start is called before the first change in the cloud; announce before the generated secret changes, which gardenlet reads
 	// only when lastOperation does, so that a verification writes it too.
 	start, announce func() error
@@ -290,35 +314,33 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
-	existed, was := p.live.Exists, p.live.Policy
+	defer p.showChanges(ctx)
+	existed := p.live.Exists
 	if existed && p.kind == passEnsure && p.next.Origin == "" {
 		if p.next.Origin = originTakenOver; p.b.neverReady() {
 			p.next.Origin = originAdopted
 		}
 	}
 	plan := p.nextSteps()
-	if !existed {
-		if !p.kind.creates() {
-			return errNotDefended
-		}
-		if err := p.create(ctx, store, len(plan.Steps) > 0); err != nil {
-			return err
-		}
-		p.reportLoss(ctx)
-		if err := p.observe(ctx, store); err != nil {
-			return err
-		}
+	if !existed && !p.kind.creates() {
+		return errNotDefended
 	}
+	found := p.findDrift(plan)
+	p.noteDrift(ctx, found)
 	// The policy comes before everything that could fail without need.
-	if err := p.converge(ctx, store); err != nil {
-		if p.drifted(plan) {
-			return fmt.Errorf("the store says %s of a bucket that should have a %s, which could not be restored: %w",
-				was, p.expected(), err)
+	if err := p.bringAbout(ctx, store, found != nil, len(plan.Steps) > 0); err != nil {
+		if found == nil {
+			return err
 		}
-		return err
+		p.tellUnrepaired(ctx, found, err)
+		if !p.live.Exists {
+			return err
+		}
+		return fmt.Errorf("the store says %s of a bucket that should have a %s, which could not be restored: %w",
+			found.found, found.expected, err)
 	}
-	if existed && p.drifted(plan) {
-		p.reportDrift(ctx, was)
+	if found != nil {
+		p.tellRepair(ctx, found, plan.Refusal)
 	}
 	if p.kind.hardens(!existed) || p.kind == passVerify && conditionStatus(p.b.Conditions, conditionHardened) == "Unknown" {
 		if err := p.harden(ctx, store); err != nil {
@@ -335,6 +357,22 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return plan.Refusal
 	}
 	return p.desired.err
+}
+
+// bringAbout creates the bucket if it is not there, and gives it its policy.
+func (p *bucketPass) bringAbout(ctx context.Context, store Store, lost, immutable bool) error {
+	if !p.live.Exists {
+		if err := p.create(ctx, store, immutable); err != nil {
+			return err
+		}
+		if lost {
+			p.tellLoss(ctx)
+		}
+		if err := p.observe(ctx, store); err != nil {
+			return err
+		}
+	}
+	return p.converge(ctx, store)
 }
 
 // harden hardens the bucket, which never fails it: what could not be done is told, and what the store did not answer to is

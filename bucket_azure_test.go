@@ -146,6 +146,7 @@ func TestAzureBucketCreate(t *testing.T) {
 				"store b Observe",
 				"store b LockPolicy locked retention of 96h",
 				"store b Observe",
+				"status backupbuckets b <nil> <nil> +providerStatus",
 				"store b Harden",
 				"store b Keys",
 				"create secrets "+namespace+"/generated-bucket-b",
@@ -466,6 +467,8 @@ func TestAzureWithoutExtensionsLeft(t *testing.T) {
 		{name: "extended", desired: locked10d, live: locked4d, recorded: locked4d, refusal: reasonExtend},
 		{name: "a lock of others is extended", desired: locked10d, live: locked4d, refusal: reasonExtend},
 		{name: "a lock of others is left", desired: Policy{}, live: locked4d},
+		{name: "a lock that others extended is left", desired: locked1d, live: locked4d, recorded: locked1d},
+		{name: "a lock that others extended is as long as asked for by now", desired: locked4d, live: locked10d, recorded: locked1d},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHarness(t)
@@ -485,7 +488,7 @@ func TestAzureWithoutExtensionsLeft(t *testing.T) {
 			if want := append(slices.Clone(test.changes), "store b Harden", "store b Keys"); reason != test.refusal || !slices.Equal(h.storeChanges(), want) {
 				t.Errorf("refused %q, changes %q; want %q, %q", reason, h.storeChanges(), test.refusal, want)
 			}
-			if test.refusal != "" && h.record() != test.live {
+			if test.refusal != "" && h.record() != test.recorded {
 				t.Errorf("recorded %v", h.record())
 			}
 			if slices.ContainsFunc(h.recorder.events, func(e harnessEvent) bool { return e.reason == "LastExtension" }) {

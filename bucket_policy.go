@@ -1,6 +1,6 @@
 // The policy of a BackupBucket within a pass: what it should be, whether somebody changed it, and the steps to it. After
 // each step the cloud is asked again, so that a policy is locked only after it was read back. What planPolicy (policy.go)
-// decides is carried out here and nowhere else. Only what the cloud has confirmed is remembered.
+// decides is carried out here and nowhere else. Only what the spec asked for and the cloud has confirmed is remembered.
 
 package main
 
@@ -38,30 +38,6 @@ func (p *bucketPass) expected() Policy {
 	return p.old.Policy
 }
 
-// drifted says that somebody changed the policy behind our back: it is weaker than
-// recorded, or not what the last reconcile had left.
-func (p *bucketPass) drifted(plan policyPlan) bool {
-	return plan.Drift || p.kind.settled() && len(plan.Steps) > 0
-}
-
-// reportLoss tells that a bucket that was just created had been there before.
-func (p *bucketPass) reportLoss(ctx context.Context) {
-	if !p.b.succeeded() && p.old.Policy.None() {
-		return
-	}
-	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	klog.FromContext(ctx).Info("The bucket was gone, it was created anew", "expected", p.expected().String())
-	p.warn(p.b, "BucketLost", "Verify", "The bucket was gone from the store with all backups in it; it was created anew")
-}
-
-// reportDrift tells of drift that this pass has repaired.
-func (p *bucketPass) reportDrift(ctx context.Context, was Policy) {
-	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
-	klog.FromContext(ctx).Info("The bucket's policy had been changed behind our back, it was restored",
-		"expected", p.expected().String(), "found", was.String())
-	p.warn(p.b, "PolicyDrift", "Verify", "The bucket should have a %s, the store said %s; it was restored", p.expected(), was)
-}
-
 // nextSteps is what the policy needs now.
 func (p *bucketPass) nextSteps() policyPlan {
 	plan := planPolicy(p.desired.Policy, p.live.Policy, p.old.Policy, p.lockAtOnce)
@@ -86,7 +62,10 @@ func (p *bucketPass) converge(ctx context.Context, store Store) error {
 	for range maxConvergeSteps {
 		plan := p.nextSteps()
 		if len(plan.Steps) == 0 {
-			p.remember(plan)
+			if plan.Refusal == nil {
+				// The store has what is asked for, or more. What is more is not ours.
+				p.next.Policy = p.desired.Policy
+			}
 			return nil
 		}
 		if err := p.start(); err != nil {
@@ -100,11 +79,13 @@ func (p *bucketPass) converge(ctx context.Context, store Store) error {
 		if plan.Refusal == nil {
 			p.next.Policy = step.Policy
 		}
-		if err := p.readBack(ctx, store); err != nil {
-			return err
-		}
-		if p.live.Policy != step.Policy {
+		err := p.readBack(ctx, store)
+		if err == nil && p.live.Policy != step.Policy {
 			p.next.Policy = before
+		}
+		p.saveLock(ctx)
+		if err != nil {
+			return err
 		}
 	}
 	return configErrorf("the store does not keep the policy it was given: it answers %s, wanted is %s", p.live.Policy, p.desired.Policy)
@@ -154,18 +135,19 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 	return nil
 }
 
-// remember notes what is ours once the policy has converged.
-func (p *bucketPass) remember(plan policyPlan) {
-	switch {
-	case plan.Refusal != nil:
-		// A lock that we found is defended from now on, too.
-		if !p.next.Policy.Locked && p.live.Policy.Locked {
-			p.next.Policy = p.live.Policy
-		}
-	case p.desired.Policy == p.live.Policy:
-		p.next.Policy = p.live.Policy
-	default:
-		// Nothing is desired and what is there is not ours.
-		p.next.Policy = Policy{}
+// saveLock records a new lock at once: whatever becomes of this pass and of this process, it is known to be ours and
+// defended. If that fails, the status at the end of the pass tries again, and the next pass finds the lock as desired.
+func (p *bucketPass) saveLock(ctx context.Context) {
+	if !p.next.Policy.Locked || p.next.Policy == p.saved.Policy {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	p.next.Cloud = p.desired.Cloud
+	status := map[string]any{"providerStatus": p.provider(&p.b.object).record(p.b.Type, p.next)}
+	if _, err := p.resource.patch(ctx, &p.b.object, map[string]any{"status": status}, "status"); err != nil {
+		klog.FromContext(ctx).Error(err, "Could not record the lock at once")
+		return
+	}
+	p.saved = p.next
 }

@@ -20,6 +20,8 @@ import (
 const (
 	conditionImmutable = "BucketImmutable"
 	conditionHardened  = "BucketHardened"
+	// conditionForeign is there once a policy was stronger than it should be, and True while it is. An event has the same name.
+	conditionForeign = "ForeignPolicy"
 	// conditionWaiting is there, and True, only while a deletion waits.
 	conditionWaiting = "DeletionWaiting"
 )
@@ -54,7 +56,7 @@ func (p *bucketPass) statusFields() map[string]any {
 			p.next.Account, _ = p.published(p.b, p.generated)
 		}
 	}
-	if p.next != p.old {
+	if p.next != p.saved {
 		fields["providerStatus"] = p.provider(&p.b.object).record(p.b.Type, p.next)
 	}
 	if p.generated != nil {
@@ -66,6 +68,9 @@ func (p *bucketPass) statusFields() map[string]any {
 		return fields
 	}
 	wanted := []condition{p.immutableCondition()}
+	if c, ok := p.foreignCondition(); ok {
+		wanted = append(wanted, c)
+	}
 	if p.hardened {
 		wanted = append(wanted, hardenedCondition(p.gaps, p.unhardened))
 	}
@@ -94,7 +99,7 @@ func (p *bucketPass) immutableCondition() condition {
 			"for sure.", p.live.Default)
 		return c
 	}
-	if !p.live.Policy.None() && p.desired.Policy.None() && p.next.Policy.None() {
+	if p.foreign() {
 		c.Message += " It was not set by bucketwarden and is left alone."
 	}
 	return c

@@ -168,8 +168,9 @@ func TestBucketCreate(t *testing.T) {
 		"store b Observe",
 		"store b LockPolicy locked retention of 96h",
 		"store b Observe",
+		"status backupbuckets b <nil> <nil> +providerStatus",
 		"store b Harden",
-		"status backupbuckets b Create Succeeded +conditions +providerStatus",
+		"status backupbuckets b Create Succeeded +conditions",
 	)
 	h.wantEvents("BucketCreated", "PolicySet", "PolicyLocked")
 	h.wantStatus(bucketsGVR, "b", operationTypeCreate, stateSucceeded)
@@ -236,7 +237,6 @@ func TestBucketPolicyTable(t *testing.T) {
 		setUnlocked4d = "store b SetPolicy unlocked retention of 96h"
 		lock4d        = "store b LockPolicy locked retention of 96h"
 	)
-	none := Policy{}
 	type row struct {
 		name                    string
 		desired, live, recorded Policy
@@ -246,20 +246,22 @@ func TestBucketPolicyTable(t *testing.T) {
 		drift   bool
 		// keeps: the record is as before; else it is the wish.
 		keeps bool
-		// found: a lock that we did not set is recorded.
-		found     bool
+		// foreign: the bucket has more than that, which is left and reported.
+		foreign   bool
 		condition string
 	}
 	var tests []row
 	for _, test := range []row{
 		{name: "nothing wanted, nothing there", condition: "False NoPolicy"},
 		{name: "our unlocked policy is removed", live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy no immutability"}, condition: "False NoPolicy"},
-		{name: "an unlocked policy of others is left", live: unlocked4d, condition: "False Unlocked"},
-		{name: "a locked policy of others is left", live: locked4d, condition: "True Locked"},
+		{name: "an unlocked policy of others is left", live: unlocked4d, foreign: true, condition: "False Unlocked"},
+		{name: "a locked policy of others is left", live: locked4d, foreign: true, condition: "True Locked"},
 		{name: "our lock is not disabled", live: locked4d, recorded: locked4d, refusal: reasonDisable, keeps: true, condition: "True Locked"},
 		{name: "unlocked is set", desired: unlocked4d, changes: []string{setUnlocked4d}, condition: "False Unlocked"},
 		{name: "unlocked is shortened", desired: unlocked1d, live: unlocked4d, recorded: unlocked4d, changes: []string{"store b SetPolicy unlocked retention of 24h"}, condition: "False Unlocked"},
-		{name: "a lock is not unlocked", desired: unlocked4d, live: locked4d, refusal: reasonUnlock, found: true, condition: "True Locked"},
+		{name: "a lock of others is left where unlocked is asked for", desired: unlocked4d, live: locked4d, foreign: true, condition: "True Locked"},
+		{name: "an unlocked policy that others locked is left", desired: unlocked4d, live: locked4d, recorded: unlocked4d, foreign: true, condition: "True Locked"},
+		{name: "a shorter lock of others stands against unlocked", desired: unlocked4d, live: locked1d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
 		{name: "our lock is not unlocked", desired: unlocked4d, live: locked4d, recorded: locked4d, refusal: reasonUnlock, keeps: true, condition: "True Locked"},
 		{name: "locked is set, then locked", desired: locked4d, changes: []string{setUnlocked4d, lock4d}, condition: "True Locked"},
 		{name: "unlocked is locked", desired: locked4d, live: unlocked4d, recorded: unlocked4d, changes: []string{lock4d}, condition: "True Locked"},
@@ -267,7 +269,10 @@ func TestBucketPolicyTable(t *testing.T) {
 		{name: "a lock is extended", desired: locked10d, live: locked4d, recorded: locked4d, changes: []string{"store b LockPolicy locked retention of 240h"}, condition: "True Locked"},
 		{name: "a lock is adopted", desired: locked4d, live: locked4d, condition: "True Locked"},
 		{name: "a lock is not shortened", desired: locked1d, live: locked4d, recorded: locked4d, refusal: reasonShorten, keeps: true, condition: "True Locked"},
-		{name: "a lock of others is not shortened", desired: locked1d, live: locked4d, refusal: reasonShorten, found: true, condition: "True Locked"},
+		{name: "a longer lock of others is left", desired: locked1d, live: locked4d, foreign: true, condition: "True Locked"},
+		{name: "a lock that others extended is left", desired: locked4d, live: locked10d, recorded: locked4d, foreign: true, condition: "True Locked"},
+		{name: "a lock that others extended does not keep ours from growing", desired: locked4d, live: locked10d, recorded: locked1d, foreign: true, condition: "True Locked"},
+		{name: "our lock that others extended is not shortened", desired: locked1d, live: locked10d, recorded: locked4d, refusal: reasonShorten, keeps: true, foreign: true, condition: "True Locked"},
 		{name: "a removed lock is restored", desired: locked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
 		{name: "an opened lock is restored", desired: locked4d, live: unlocked4d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
 		{name: "a shortened lock is restored", desired: locked4d, live: locked1d, recorded: locked4d, changes: []string{lock4d}, drift: true, condition: "True Locked"},
@@ -297,14 +302,13 @@ func TestBucketPolicyTable(t *testing.T) {
 				t.Errorf("changes %q, want %q", got, want)
 			}
 			wantLive, wantRecord := test.live, test.recorded
-			if test.refusal == "" && !test.desired.None() {
+			switch {
+			case test.refusal == "" && test.foreign:
+				wantRecord = test.desired
+			case test.refusal == "":
 				wantLive, wantRecord = test.desired, test.desired
-			} else if test.drift {
+			case test.drift:
 				wantLive = test.recorded
-			} else if test.refusal == "" && !test.recorded.None() {
-				wantLive, wantRecord = none, none
-			} else if test.found {
-				wantRecord = test.live
 			}
 			if got := h.cloud.buckets["b"].state.Policy; got != wantLive {
 				t.Errorf("the bucket has %v, want %v", got, wantLive)
@@ -319,8 +323,23 @@ func TestBucketPolicyTable(t *testing.T) {
 			if got := fmt.Sprint(c["status"], " ", c["reason"]); got != test.condition {
 				t.Errorf("condition %s, want %s", got, test.condition)
 			}
-			if foreign := test.desired.None() && !test.live.None() && test.recorded.None(); strings.Contains(fmt.Sprint(c["message"]), "left alone") != foreign {
+			if strings.Contains(fmt.Sprint(c["message"]), "left alone") != test.foreign {
 				t.Errorf("condition message %q", c["message"])
+			}
+			foreign, status := 0.0, any(nil)
+			if test.foreign {
+				foreign, status = 1, "True"
+			}
+			h.wantMetric(foreign, "bucketwarden_backupbucket_foreign_policy", "b")
+			if got := h.conditionOf(conditionForeign)["status"]; got != status {
+				t.Errorf("condition %s is %v, want %v", conditionForeign, got, status)
+			}
+			if got := slices.ContainsFunc(h.recorder.events, func(e harnessEvent) bool { return e.reason == "ForeignPolicy" }); got != test.foreign {
+				t.Errorf("there is an event about a foreign policy: %t", got)
+			}
+			setPolicyGauges(h.metrics.bucketDesiredLocked, h.metrics.bucketDesiredRetention, "wanted", stronger(test.desired, wantRecord))
+			for _, gauge := range []string{"locked", "retention_seconds"} {
+				h.wantMetric(h.metric("bucketwarden_backupbucket_desired_"+gauge, "wanted"), "bucketwarden_backupbucket_expected_"+gauge, "b")
 			}
 			if test.refusal == "" {
 				h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateSucceeded)
@@ -329,7 +348,10 @@ func TestBucketPolicyTable(t *testing.T) {
 				}
 			} else {
 				s := h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
-				floor := max(test.live.Days, test.recorded.Days)
+				floor := test.recorded.Days
+				if test.recorded.None() {
+					floor = test.live.Days
+				}
 				for _, part := range []string{Policy{Days: floor, Locked: true}.String(), test.desired.String(), "retentionPeriod: " + Policy{Days: floor}.Hours()} {
 					if !strings.Contains(s.Error, part) {
 						t.Errorf("the message %q does not say %q", s.Error, part)
@@ -351,6 +373,7 @@ func TestBucketPolicyTable(t *testing.T) {
 				drift = 1
 			}
 			h.wantMetric(drift, "bucketwarden_backupbucket_policy_drift_total", "b")
+			h.wantMetric(drift, "bucketwarden_backupbucket_policy_repairs_total", "b")
 			h.wantMetric(float64(strings.Count(strings.Join(test.changes, ","), "LockPolicy")), "bucketwarden_backupbucket_policy_locks_total", "b")
 
 			// A second look finds nothing to do, and counts nothing again.
@@ -480,7 +503,7 @@ func TestBucketLossIsTold(t *testing.T) {
 	if _, err := h.passBucket("b"); err == nil {
 		t.Error("no error")
 	}
-	h.wantEvents("BucketCreated", "BucketLost")
+	h.wantEvents("BucketCreated", "BucketLost", "PolicyNotRestored")
 }
 
 // An auditor reads the condition, also while the spec is not carried out.
@@ -560,29 +583,6 @@ func TestBucketVerifyRecordsALock(t *testing.T) {
 		t.Errorf("recorded %v", got)
 	}
 	h.wantTrace("get secrets garden/bucket-b", "store b Observe")
-}
-
-// Drift is told once it is repaired, and once.
-func TestBucketDriftThatCannotBeRepaired(t *testing.T) {
-	h := newHarness(t)
-	h.cloud.put("b", Policy{})
-	h.cloud.fail["LockPolicy"] = denied
-	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
-	for range 3 {
-		if _, err := h.passBucket("b"); err == nil {
-			t.Error("no error")
-		}
-	}
-	h.wantEvents()
-	if s := h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeUnauthorized); !strings.Contains(s.Description, "could not be restored") {
-		t.Errorf("description %q", s.Description)
-	}
-	delete(h.cloud.fail, "LockPolicy")
-	if _, err := h.passBucket("b"); err != nil {
-		t.Error(err)
-	}
-	h.wantEvents("PolicyLocked", "PolicyDrift")
-	h.wantMetric(1, "bucketwarden_backupbucket_policy_drift_total", "b")
 }
 
 // Whatever else fails: a lock that was undone is restored.
@@ -676,23 +676,6 @@ func TestBucketHardeningFailsNothing(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-}
-
-// Somebody may extend a lock in the cloud beyond the spec, which is then a refused one.
-func TestBucketVerifyFindsLongerLock(t *testing.T) {
-	h := newHarness(t)
-	h.cloud.put("b", locked10d)
-	h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
-	for range 2 {
-		if _, err := h.passBucket("b"); err == nil {
-			t.Fatal("no error")
-		}
-		if got := h.storeChanges(); slices.ContainsFunc(got, func(line string) bool { return strings.Contains(line, "Policy") }) {
-			t.Errorf("changes %q", got)
-		}
-	}
-	h.wantStatus(bucketsGVR, "b", operationTypeReconcile, stateError, codeConfigurationProblem)
-	h.wantMetric(1, "bucketwarden_policy_refusals_total", "b", reasonShorten)
 }
 
 var brokenConfigs = map[string]func(config map[string]any){
@@ -1026,7 +1009,8 @@ func TestBucketPolicyInYears(t *testing.T) {
 			changes: []string{"store b SetPolicy unlocked retention of 8760h"}},
 		{name: "extended", desired: lockedPolicy(731), live: years, recorded: years, operation: operationReconcile, changes: []string{"store b LockPolicy locked retention of 17544h"}},
 		{name: "not asked for", live: years, operation: operationReconcile},
-		{name: "shorter is asked for", desired: lockedPolicy(729), live: years, recorded: lockedPolicy(729), operation: operationReconcile, fails: true},
+		{name: "shorter is asked for", desired: lockedPolicy(729), live: years, recorded: lockedPolicy(729), operation: operationReconcile},
+		{name: "shorter than recorded is asked for", desired: lockedPolicy(729), live: years, recorded: years, operation: operationReconcile, fails: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			shortReadBack(t)

@@ -174,7 +174,7 @@ func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	scope := c.scope(providers)
 	leases := rest.CopyConfig(protobuf)
 	leases.Timeout = renewDeadline / 2
-	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})
+	broadcaster := newBroadcaster(core)
 	d := &daemon{config: c, core: core, metrics: m, broadcaster: broadcaster}
 	if d.leases, err = kubernetes.NewForConfig(leases); err != nil {
 		return nil, fmt.Errorf("making the client for leases: %w", err)
@@ -182,7 +182,7 @@ func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	if err := d.wireWebhook(dyn, meta, scope); err != nil {
 		return nil, err
 	}
-	return d, d.wire(dyn, meta, scope, broadcaster.NewRecorder(runtime.NewScheme(), programName))
+	return d, d.wire(dyn, meta, scope, newRecorder(broadcaster))
 }
 
 // wireWebhook makes the webhook and what keeps its certificate.
@@ -250,6 +250,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		d.metrics.forgetBucket(name)
 		purges.forget(kindBackupBucket, name)
 		keys.forget(name)
+		bucketReconciler.tellings.forget(name)
 	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile

@@ -199,8 +199,8 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 				t.Fatal(err)
 			}
 			c := mainTestConfig(t, fmt.Sprintf("--ignore-operation-annotation=%t", ignore), "--concurrent-syncs=2")
-			d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
-			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), c.scope(map[string]provider{storeS3: mainTestStore{}}), d.broadcaster.NewRecorder(runtime.NewScheme(), programName)); err != nil {
+			d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: newBroadcaster(core)}
+			if err := d.wire(dyn, metadatafake.NewSimpleMetadataClient(scheme), c.scope(map[string]provider{storeS3: mainTestStore{}}), newRecorder(d.broadcaster)); err != nil {
 				t.Fatal(err)
 			}
 
@@ -323,7 +323,7 @@ func mainTestBareDaemon(t *testing.T, healthAddress string) *daemon {
 	t.Helper()
 	core := fake.NewClientset()
 	c := mainTestConfig(t, "--health-address="+healthAddress)
-	d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: events.NewBroadcaster(&events.EventSinkImpl{Interface: core.EventsV1()})}
+	d := &daemon{config: c, core: core, leases: core, metrics: newMetrics(), broadcaster: newBroadcaster(core)}
 	if err := d.wire(informersTestDynamic(), nil, c.scope(nil), events.NewFakeRecorder(1)); err != nil {
 		t.Fatal(err)
 	}

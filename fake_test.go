@@ -715,6 +715,8 @@ type memStore struct {
 	// gaps is what Harden answers; hardening is called before.
 	gaps      []string
 	hardening func()
+	// locked is called after each LockPolicy.
+	locked func()
 	// atOnce: it locks in one step.
 	atOnce bool
 	// ignoresPolicy: it takes policies and does not keep them.
@@ -1030,6 +1032,9 @@ func (c *memClient) LockPolicy(_ context.Context, p Policy) error {
 		b.state.Extensions = &less
 	}
 	c.apply(b, p)
+	if c.locked != nil {
+		c.locked()
+	}
 	return nil
 }
 

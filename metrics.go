@@ -70,6 +70,9 @@ type metrics struct {
 	webhookCertificateExpiry *prometheus.GaugeVec
 	leader                   prometheus.Gauge
 	queue                    queueMetrics
+
+	bucketExpectedLocked, bucketExpectedRetention, bucketForeign *prometheus.GaugeVec
+	bucketRepairs                                                *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -101,8 +104,16 @@ func newMetrics() *metrics {
 		"Retention that spec.providerConfig asks for in seconds; 0 without immutability.", "bucket")
 	m.bucketLastVerified = gauge("bucketwarden_backupbucket_last_verified_timestamp_seconds",
 		"Unix time of the cloud's last answer about the bucket.", "bucket")
-	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy had been changed "+
-		"behind our back and was restored, or the bucket was gone and was created anew.", "bucket")
+	m.bucketExpectedLocked = gauge("bucketwarden_backupbucket_expected_locked", "1 if the bucket's immutability should be locked, "+
+		"else 0: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
+	m.bucketExpectedRetention = gauge("bucketwarden_backupbucket_expected_retention_seconds", "Retention that the bucket should have "+
+		"in seconds: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
+	m.bucketForeign = gauge("bucketwarden_backupbucket_foreign_policy", "1 if the bucket's policy is stronger than it should be and "+
+		"was not set by us, else 0; missing while that is not known.", "bucket")
+	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy was seen changed behind our "+
+		"back, or the bucket gone, repaired or not.", "bucket")
+	m.bucketRepairs = counter("bucketwarden_backupbucket_policy_repairs_total", "Times such a change was undone: the policy "+
+		"restored, or the bucket created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, "+
 		"extended or restored locked.", "bucket")
 	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to "+
@@ -216,7 +227,8 @@ func (m *metrics) forgetBucket(bucket string) {
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
 		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened,
-		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals} {
+		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals,
+		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs} {
 		v.DeletePartialMatch(labels)
 	}
 }
@@ -240,6 +252,7 @@ func (m *metrics) initBucket(b *backupBucket) {
 	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
 	m.setHardened(b.Name, conditionStatus(b.Conditions, conditionHardened))
 	m.bucketDrift.WithLabelValues(b.Name)
+	m.bucketRepairs.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)
 	m.purgeFailures.WithLabelValues(b.Name)
 	for _, reason := range refusalReasons {

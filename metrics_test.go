@@ -20,6 +20,8 @@ func metricsTestFull() *metrics {
 	m.initBucket(&backupBucket{object: object{Type: "s3", Region: "eu-1"}})
 	setPolicyGauges(m.bucketLocked, m.bucketRetention, "", Policy{})
 	setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, "", Policy{})
+	setPolicyGauges(m.bucketExpectedLocked, m.bucketExpectedRetention, "", Policy{})
+	m.bucketForeign.WithLabelValues("")
 	m.bucketLastVerified.WithLabelValues("")
 	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketStrangers.WithLabelValues("").Set(1)
@@ -225,6 +227,7 @@ func TestInitBucket(t *testing.T) {
 	want := map[string]float64{
 		"backupbucket_info,bucket=a,region=eu-1,type=s3": 1,
 		"backupbucket_policy_drift_total,bucket=a":       0,
+		"backupbucket_policy_repairs_total,bucket=a":     0,
 		"backupbucket_policy_locks_total,bucket=a":       0,
 		"purge_failures_total,bucket=a":                  0,
 		"policy_refusals_total,bucket=a,reason=disable":  0,
@@ -256,6 +259,8 @@ func TestForgetBucket(t *testing.T) {
 		m.initBucket(b)
 		setPolicyGauges(m.bucketLocked, m.bucketRetention, name, Policy{Days: 1, Locked: true})
 		setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, name, Policy{Days: 1, Locked: true})
+		setPolicyGauges(m.bucketExpectedLocked, m.bucketExpectedRetention, name, Policy{Days: 1, Locked: true})
+		m.bucketForeign.WithLabelValues(name)
 		m.bucketLastVerified.WithLabelValues(name)
 		m.setTombstones(name, 1, 2, 3, time.Unix(4, 0))
 		m.bucketStrangers.WithLabelValues(name).Set(1)
@@ -265,7 +270,7 @@ func TestForgetBucket(t *testing.T) {
 		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 22 {
+	if len(others) != 26 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

@@ -44,6 +44,17 @@ func (p Policy) weakerThan(q Policy) bool {
 	return p.Days < q.Days || q.Locked && !p.Locked
 }
 
+// strongerThan says that p protects no less than q in any respect, and more in one.
+func (p Policy) strongerThan(q Policy) bool { return p != q && !p.weakerThan(q) }
+
+// stronger is the one that protects more: the locked one, else the longer one.
+func stronger(p, q Policy) Policy {
+	if q.Locked != p.Locked && q.Locked || q.Locked == p.Locked && q.Days > p.Days {
+		return q
+	}
+	return p
+}
+
 // Step is one change of a bucket's policy in the cloud.
 type Step struct {
 	// Lock makes Policy irreversible; without it the policy is set unlocked,
@@ -76,10 +87,10 @@ func (r *Refusal) Error() string { return r.Message }
 // policyPlan is what has to happen to a bucket's policy.
 type policyPlan struct {
 	Steps []Step
-	// Drift says that somebody weakened what we had recorded; Steps repair it.
+	// Drift says that somebody weakened what we had recorded; Steps repair it, if it can be repaired.
 	Drift bool
-	// Refusal is set when what is desired would weaken a lock. Steps then hold at most
-	// the repair of a lock that was weakened behind our back.
+	// Refusal is set when what is desired would weaken a lock that is recorded, or cannot be had because of a lock of
+	// somebody else. Steps then hold at most the repair of a lock that was weakened behind our back.
 	Refusal *Refusal
 }
 
@@ -90,37 +101,42 @@ type policyPlan struct {
 // can remove a bucket's default retention in COMPLIANCE mode too: a recorded lock
 // is a floor for what is desired even while the cloud shows less.
 //
+// A lock that is live counts only as far as it is never made weaker. It is no floor: a stranger may have set it, and
+// what a stranger set is neither refused nor put back.
+//
 // atOnce says that the store sets what it locks in the same step. There is then no unlocked step before the
 // lock: one that comes late, from a daemon that was frozen in between, would put an unlocked policy over the lock.
 func planPolicy(desired, live, recorded Policy, atOnce bool) policyPlan {
-	floor := lockedFloor(live, recorded)
-	// A lock that we never set and nobody asks for is left alone and reported.
-	foreign := desired.None() && !recorded.Locked
-	if floor.Locked && !foreign && desired.weakerThan(floor) {
-		plan := policyPlan{Refusal: refuse(providerConfigPath, desired, floor)}
-		if live.weakerThan(floor) {
+	drift := live.weakerThan(recorded)
+	switch {
+	case recorded.Locked && desired.weakerThan(recorded):
+		plan := policyPlan{Refusal: refuse(providerConfigPath, desired, recorded)}
+		if drift {
 			plan.Drift = true
-			plan.Steps = []Step{{Lock: true, Policy: floor}}
+			plan.Steps = []Step{{Lock: true, Policy: recorded}}
 		}
 		return plan
-	}
-
-	switch {
+	case live.Locked && !live.weakerThan(desired):
+		// As desired, or stronger: then it is foreign, and left alone.
+		return policyPlan{}
+	case live.Locked && desired.weakerThan(live):
+		// A foreign lock that is shorter than the unlocked policy that is desired. Nothing leads from one to the other.
+		return policyPlan{Refusal: refuse(providerConfigPath, desired, live), Drift: drift}
 	case desired == live:
 		return policyPlan{}
 	case desired.None():
-		if live.None() || live != recorded || live.Locked {
+		if live.None() || live != recorded {
 			return policyPlan{}
 		}
 		return policyPlan{Steps: []Step{{}}}
 	}
-	plan := policyPlan{Drift: live.weakerThan(recorded)}
+	plan := policyPlan{Drift: drift}
 	locked := Step{Lock: true, Policy: desired}
 	unlocked := Step{Policy: Policy{Days: desired.Days}}
 	switch {
 	case !desired.Locked:
 		plan.Steps = []Step{unlocked}
-	case atOnce, live.Locked, plan.Drift && recorded.Locked, live == unlocked.Policy:
+	case atOnce, live.Locked, drift && recorded.Locked, live == unlocked.Policy:
 		plan.Steps = []Step{locked}
 	default:
 		plan.Steps = []Step{unlocked, locked}

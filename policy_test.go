@@ -44,7 +44,11 @@ func TestPlanPolicy(t *testing.T) {
 		{name: "removed unlocked is set again", desired: unlocked(4), live: none, recorded: unlocked(4), steps: []Step{set(4)}, drift: true},
 		{name: "shortened unlocked is set again", desired: unlocked(4), live: unlocked(1), recorded: unlocked(4), steps: []Step{set(4)}, drift: true},
 		{name: "a lock cannot be unlocked", desired: unlocked(4), live: locked(4), recorded: locked(4), refusal: reasonUnlock},
-		{name: "a lock of others cannot be unlocked", desired: unlocked(4), live: locked(4), recorded: none, refusal: reasonUnlock},
+		{name: "a lock of others is left where unlocked is asked for", desired: unlocked(4), live: locked(4), recorded: none},
+		{name: "a policy of ours that others locked is left", desired: unlocked(4), live: locked(4), recorded: unlocked(4)},
+		{name: "a policy of ours that others made longer and locked is left", desired: unlocked(4), live: locked(9), recorded: unlocked(4)},
+		{name: "a lock of others that is too short stands against unlocked", desired: unlocked(9), live: locked(4), recorded: none, refusal: reasonUnlock},
+		{name: "a policy of ours that others shortened and locked", desired: unlocked(9), live: locked(4), recorded: unlocked(9), drift: true, refusal: reasonUnlock},
 		{name: "a lock cannot be unlocked by asking for longer", desired: unlocked(9), live: locked(4), recorded: locked(4), refusal: reasonUnlock},
 		{name: "a removed lock is restored, not unlocked", desired: unlocked(4), live: none, recorded: locked(4), steps: []Step{lock(4)}, drift: true, refusal: reasonUnlock},
 
@@ -58,8 +62,11 @@ func TestPlanPolicy(t *testing.T) {
 		{name: "locked is extended", desired: locked(4), live: locked(2), recorded: locked(2), steps: []Step{lock(4)}},
 		{name: "a lock of others is extended", desired: locked(4), live: locked(2), recorded: none, steps: []Step{lock(4)}},
 		{name: "a lock cannot be shortened", desired: locked(2), live: locked(4), recorded: locked(4), refusal: reasonShorten},
-		{name: "a lock of others cannot be shortened", desired: locked(2), live: locked(4), recorded: none, refusal: reasonShorten},
-		{name: "a lock that is longer than recorded cannot be shortened", desired: locked(3), live: locked(4), recorded: locked(2), refusal: reasonShorten},
+		{name: "a longer lock of others is left", desired: locked(2), live: locked(4), recorded: none},
+		{name: "a lock that others extended is left", desired: locked(2), live: locked(4), recorded: locked(2)},
+		{name: "a lock that others extended is left though more is asked for", desired: locked(3), live: locked(4), recorded: locked(2)},
+		{name: "a lock that others extended is extended further", desired: locked(9), live: locked(4), recorded: locked(2), steps: []Step{lock(9)}},
+		{name: "what others extended does not shorten what is recorded", desired: locked(2), live: locked(9), recorded: locked(4), refusal: reasonShorten},
 		{name: "a removed lock is restored", desired: locked(4), live: none, recorded: locked(4), steps: []Step{lock(4)}, drift: true},
 		{name: "an unlocked lock is restored", desired: locked(4), live: unlocked(4), recorded: locked(4), steps: []Step{lock(4)}, drift: true},
 		{name: "a shortened lock is restored", desired: locked(4), live: locked(2), recorded: locked(4), steps: []Step{lock(4)}, drift: true},
@@ -125,21 +132,27 @@ func testPlanPolicyProperties(t *testing.T, atOnce bool) {
 		for _, live := range all {
 			for _, recorded := range all {
 				t.Run(fmt.Sprintf("%s, %s, %s", desired, live, recorded), func(t *testing.T) {
-					var floor Policy
-					for _, p := range []Policy{live, recorded} {
-						if p.Locked && p.Days > floor.Days {
-							floor = p
-						}
+					// What is recorded is a promise. What is live was maybe set by somebody else, and is only not weakened.
+					promised := Policy{}
+					if recorded.Locked {
+						promised = recorded
 					}
-					foreign := desired.None() && !recorded.Locked
-					refused := floor.Locked && !foreign && !covers(desired, floor)
+					stands := live.Locked && !covers(desired, live) && !covers(live, desired)
+					refused := !covers(desired, promised) || stands
 
 					plan := planPolicy(desired, live, recorded, atOnce)
 					if got := plan.Refusal != nil; got != refused {
 						t.Fatalf("refused: %t, want %t", got, refused)
 					}
-					if plan.Drift && len(plan.Steps) == 0 {
+					if plan.Drift && len(plan.Steps) == 0 && !stands {
 						t.Error("drift without a repair")
+					}
+					if refused && plan.Refusal.Reason == "" {
+						t.Error("a refusal without a reason")
+					}
+					if foreign := live.Locked && covers(live, desired) && live != desired && covers(desired, promised); foreign &&
+						(len(plan.Steps) > 0 || plan.Drift) {
+						t.Errorf("a lock that is stronger than asked for is not left alone: %+v", plan)
 					}
 					for _, step := range plan.Steps {
 						if atOnce && desired.Locked && !step.Lock {
@@ -148,14 +161,17 @@ func testPlanPolicyProperties(t *testing.T, atOnce bool) {
 						if step.Lock != step.Policy.Locked {
 							t.Errorf("step %v locks and does not", step)
 						}
-						if !foreign && !covers(step.Policy, floor) {
-							t.Errorf("step %v is weaker than %s", step, floor)
+						if !covers(step.Policy, promised) {
+							t.Errorf("step %v is weaker than %s", step, promised)
+						}
+						if step.Lock && step.Policy != desired && step.Policy != recorded {
+							t.Errorf("step %v locks what neither the spec nor the record says", step)
 						}
 						if live.Locked && !covers(step.Policy, live) {
 							t.Errorf("step %v is weaker than the live lock %s", step, live)
 						}
-						if refused && step.Policy != floor {
-							t.Errorf("step %v of a refused plan leads elsewhere than to %s", step, floor)
+						if refused && step.Policy != promised {
+							t.Errorf("step %v of a refused plan leads elsewhere than to %s", step, promised)
 						}
 					}
 
@@ -179,9 +195,9 @@ func testPlanPolicyProperties(t *testing.T, atOnce bool) {
 						at = step.Policy
 					}
 					switch {
-					case refused && !covers(at, floor):
-						t.Errorf("ends at %s, weaker than %s", at, floor)
-					case !refused && !desired.None() && at != desired:
+					case !covers(at, promised):
+						t.Errorf("ends at %s, weaker than %s", at, promised)
+					case !refused && !desired.None() && at != desired && !(at.Locked && at == live && covers(at, desired)):
 						t.Errorf("ends at %s, want %s", at, desired)
 					case desired.None() && recorded.None() && taken > 0:
 						t.Errorf("changed to %s what is not ours", at)
@@ -189,16 +205,37 @@ func testPlanPolicyProperties(t *testing.T, atOnce bool) {
 
 					// What the pass recorded is at rest.
 					if !refused {
-						after := Policy{}
-						if at == desired {
-							after = at
-						}
-						if next := planPolicy(desired, at, after, atOnce); len(next.Steps) > 0 || next.Drift || next.Refusal != nil {
+						if next := planPolicy(desired, at, desired, atOnce); len(next.Steps) > 0 || next.Drift || next.Refusal != nil {
 							t.Errorf("the next pass is not idle: %+v", next)
 						}
 					}
 				})
 			}
+		}
+	}
+}
+
+func TestStrongerPolicy(t *testing.T) {
+	unlocked, locked := func(days int32) Policy { return Policy{Days: days} }, func(days int32) Policy { return Policy{Days: days, Locked: true} }
+	for _, test := range []struct {
+		p, q, stronger Policy
+		// more: q protects more than p and less in nothing.
+		more bool
+	}{
+		{},
+		{p: unlocked(4), q: unlocked(4), stronger: unlocked(4)},
+		{q: unlocked(1), stronger: unlocked(1), more: true},
+		{p: unlocked(4), q: unlocked(5), stronger: unlocked(5), more: true},
+		{p: unlocked(4), q: locked(4), stronger: locked(4), more: true},
+		{p: locked(4), q: locked(5), stronger: locked(5), more: true},
+		// Neither protects more in every respect. What cannot be undone counts.
+		{p: unlocked(9), q: locked(4), stronger: locked(4)},
+	} {
+		if got, back := stronger(test.p, test.q), stronger(test.q, test.p); got != test.stronger || back != test.stronger {
+			t.Errorf("of %s and %s: got %s and %s, want %s", test.p, test.q, got, back, test.stronger)
+		}
+		if got := test.q.strongerThan(test.p); got != test.more || test.p.strongerThan(test.q) {
+			t.Errorf("%s is stronger than %s: %t", test.q, test.p, got)
 		}
 	}
 }

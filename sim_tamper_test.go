@@ -11,7 +11,7 @@ import (
 // Somebody who tampers with what the daemons stand on: the bucket's default retention, its
 // objects and marks, finalizers, annotations, secrets and credentials. Rules: what nobody
 // could see to afterwards excuses the daemons from that prefix alone, and is written down
-// (simPrefix); a lock that the store keeps is never in anybody's way.
+// (simPrefix); a lock that the store keeps is never in anybody's way, and what was made stronger is no error.
 
 func (e *simEnv) tamper(pass *simPass) []simAction {
 	w := e.w
@@ -35,6 +35,18 @@ func (e *simEnv) tamper(pass *simPass) []simAction {
 				return false
 			}
 			w.note("somebody sets the policy of %s to %s", bucket, p)
+			return true
+		}},
+		{"policy made stronger", 3, func() bool {
+			if b == nil {
+				return false
+			}
+			p := Policy{Days: b.policy.Days + int32(w.rng.IntN(3)), Locked: true}
+			// In the end everything has to be free.
+			if p.Days == 0 || p.Days > 6 || p == b.policy || !w.store.setPolicy(b, p) {
+				return false
+			}
+			w.note("somebody makes the policy of %s stronger: %s", bucket, p)
 			return true
 		}},
 		{"foreign object put", 2, func() bool {

@@ -222,10 +222,31 @@ func (t *simTruth) bucketChanged(old, new simObject) {
 		p.asked[config.Policy] = true
 	}
 	recorded := readRecord(b.ProviderStatus).Policy
+	// What a stranger has set is not ours to defend.
+	onTheWay := kind == storeAzure && p.asked[Policy{Days: recorded.Days, Locked: true}]
+	if !recorded.None() && !p.asked[recorded] && !onTheWay {
+		t.w.violation("record unasked", "the record of bucket %s says %s, which no spec has asked for", b.Name, recorded)
+	}
 	if p.recorded.Locked && recorded.weakerThan(p.recorded) {
 		t.w.violation("record weaker", "the record of bucket %s says %s, it said %s", b.Name, recorded, p.recorded)
 	}
 	p.recorded, p.ours = recorded, readRecord(b.ProviderStatus).ours()
+	t.refused(kind, b)
+}
+
+// refused judges that a spec is refused: only if it asks for less than was promised, or for an unlocked policy that
+// somebody's shorter lock stands against. What was made stronger behind our back is no reason.
+func (t *simTruth) refused(kind string, b *backupBucket) {
+	if b.LastError == nil || b.ObservedGeneration != b.Generation || !strings.Contains(b.LastError.Description, "a locked policy cannot be") {
+		return
+	}
+	config, err := simProviders[kind].parseConfig(providerConfigPath, b.Type, b.ProviderConfig)
+	recorded := t.promise(b.Name).recorded
+	shorter := !config.Policy.Locked && config.Policy.Days > 1
+	if err == nil && !(recorded.Locked && config.Policy.weakerThan(recorded)) && !shorter {
+		t.w.violation("refused", "BackupBucket %s asks for %s, recorded is %s, and it is refused: %s", b.Name, config.Policy, recorded, b.LastError.Description)
+	}
+	t.w.count("note", "refused")
 }
 
 // lives says that somebody owns the prefix of an owner.
@@ -266,7 +287,7 @@ func (t *simTruth) setting(b *simBucket, p Policy) {
 	}
 	// Azure locks in two steps; on S3 the first of them could come late, over the lock.
 	onTheWay := b.kind == storeAzure && promise.asked[Policy{Days: p.Days, Locked: true}]
-	if p != promise.recorded && !promise.asked[p] && !p.None() && !onTheWay {
+	if !promise.asked[p] && !p.None() && !onTheWay {
 		t.w.violation("set unasked", "bucket %s gets a %s that no spec has asked for", b.name, p)
 	}
 }

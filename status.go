@@ -346,12 +346,18 @@ func (c *resourceClient) failure(ctx context.Context, o *object, t operationType
 	return err
 }
 
+// findCondition returns the condition of a type.
+func findCondition(conditions []condition, of string) (condition, bool) {
+	if i := slices.IndexFunc(conditions, func(c condition) bool { return c.Type == of }); i >= 0 {
+		return conditions[i], true
+	}
+	return condition{}, false
+}
+
 // conditionStatus is the status of the condition of a type, empty if there is none.
 func conditionStatus(conditions []condition, of string) string {
-	if i := slices.IndexFunc(conditions, func(c condition) bool { return c.Type == of }); i >= 0 {
-		return conditions[i].Status
-	}
-	return ""
+	c, _ := findCondition(conditions, of)
+	return c.Status
 }
 
 // mergeConditions replaces the conditions of the same type and keeps all others.

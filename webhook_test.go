@@ -401,6 +401,11 @@ func TestWebhookAgreesWithReconciler(t *testing.T) {
 		if refusal := planPolicy(new, floor, floor, false).Refusal; refusal != nil {
 			want = refusal.Reason
 		}
+		// What a stranger made stronger changes nothing: the webhook does not know it, and the reconciler refuses nothing for it.
+		foreign := Policy{Days: 6 + random.Int32N(6), Locked: true}
+		if refusal := planPolicy(new, foreign, floor, false).Refusal; (refusal != nil) != (want != "") {
+			t.Fatalf("from %s, recorded %s, to %s under a %s of a stranger: the reconciler refuses %v", old, recorded, new, foreign, refusal)
+		}
 		if old == new {
 			// Not our business, see TestWebhookLeavesAlone.
 			continue

@@ -609,24 +609,24 @@ func TestAzureDriftIsRepaired(t *testing.T) {
 	name := azureName()
 	healed := d.createAzureBucket(t, name, days(4, false))
 	drifts := 0.0
-	check := func(event string) {
+	check := func(event, found string) {
 		t.Helper()
 		drifts++
 		d.awaitPolicy(t, name, "Unlocked 4")
 		d.awaitValue(t, drifts, "bucketwarden_backupbucket_policy_drift_total", "bucket="+name)
 		d.awaitValue(t, 4*24*3600, "bucketwarden_backupbucket_retention_seconds", "bucket="+name)
-		awaitEvent(t, event, name)
+		awaitEvent(t, event, name, found)
 		mustEqual(t, "state after a repair", str(get(t, buckets, name), "status", "lastOperation", "state"), "Succeeded")
 	}
 	must(t, azure.RemovePolicy(name))
-	check("PolicyDrift")
+	check("PolicyDrift", "said no immutability")
 	must(t, azure.SetPolicy(name, 1, false))
-	check("PolicyDrift")
+	check("PolicyDrift", "said unlocked retention of 24h")
 
 	// The container is gone with the account and the group.
 	key := string(getSecret(t, gardenNamespace, generatedName(name)).Data["storageKey"])
 	deleteGroup(t, azure, name)
-	check("BucketLost")
+	check("BucketLost", "created anew")
 	eventually(t, "the generated secret has a key of the new account", func(ctx context.Context) error {
 		secret, err := kube.Client.CoreV1().Secrets(gardenNamespace).Get(ctx, generatedName(name), metav1.GetOptions{})
 		if err == nil && string(secret.Data["storageKey"]) == key {
@@ -689,20 +689,39 @@ func TestAzureForeignLocks(t *testing.T) {
 	}
 	mustEqual(t, "locked", d.value(t, "bucketwarden_backupbucket_locked", "bucket="+name), 1.0)
 	mustEqual(t, "retention", d.value(t, "bucketwarden_backupbucket_retention_seconds", "bucket="+name), 7.0*24*3600)
-	// Asked for less, it is refused; asked for more, it becomes ours.
+	mustEqual(t, "ForeignPolicy", conditionOf(o, "ForeignPolicy")["status"], any("True"))
+	awaitEvent(t, "ForeignPolicy", name, "168h", "no immutability")
+	// Asked for less, it is left and no failure, and what was asked for is ours; asked for more, all of it is.
 	reconcile(t, buckets, name, immutable(days(4, true)))
-	waitFailed(t, buckets, name, codeConfiguration, "locked retention of 168h", "cannot be shortened")
+	o = waitHealthy(t, buckets, name)
+	mustEqual(t, "recorded", str(o, "status", "providerStatus", "immutability", "retentionPeriod"), "96h")
+	mustEqual(t, "ForeignPolicy", conditionOf(o, "ForeignPolicy")["status"], any("True"))
 	reconcile(t, buckets, name, immutable(days(8, true)))
-	waitHealthy(t, buckets, name)
+	o = waitHealthy(t, buckets, name)
 	d.checkPolicy(t, name, "Locked 8")
+	mustEqual(t, "ForeignPolicy", conditionOf(o, "ForeignPolicy")["status"], any("False"))
 	d.awaitValue(t, 4, "bucketwarden_backupbucket_policy_extensions_remaining", "bucket="+name)
+	// Somebody extends it: no failure of a verification either, and entries are not in its way.
+	must(t, azure.SetPolicy(name, 11, true))
+	d.awaitValue(t, 1, "bucketwarden_backupbucket_foreign_policy", "bucket="+name)
+	awaitEvent(t, "ForeignPolicy", name, "264h", "192h")
+	mustEqual(t, "state", str(get(t, buckets, name), "status", "lastOperation", "state"), "Succeeded")
+	azure.ResetRequests(name)
+	reconcile(t, buckets, name, immutable(days(9, true)))
+	o = waitHealthy(t, buckets, name)
+	mustEqual(t, "recorded", str(o, "status", "providerStatus", "immutability", "retentionPeriod"), "216h")
+	mustEqual(t, "writes", len(azureWrites(azure.Requests(name))), 0)
+	// What was asked for is a promise.
+	reconcile(t, buckets, name, immutable(days(8, true)))
+	waitFailed(t, buckets, name, codeConfiguration, "locked retention of 216h", "cannot be shortened")
 
 	// Where an unlocked policy is asked for.
 	name = azureName()
 	d.createAzureBucket(t, name, days(4, false))
 	must(t, azure.SetPolicy(name, 4, true))
-	o = waitFailed(t, buckets, name, codeConfiguration, "locked retention of 96h", "cannot be unlocked")
 	d.awaitValue(t, 1, "bucketwarden_backupbucket_locked", "bucket="+name)
+	awaitEvent(t, "ForeignPolicy", name, "locked retention of 96h")
+	o = waitHealthy(t, buckets, name)
 	mustEqual(t, "reason of BucketImmutable", conditionOf(o, "BucketImmutable")["reason"], any("Locked"))
 	azure.ResetRequests(name)
 	reconcile(t, buckets, name, immutable(days(4, true)))

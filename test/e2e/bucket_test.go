@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -289,40 +290,92 @@ func TestBucketDriftIsRepaired(t *testing.T) {
 		healed := waitHealthy(t, buckets, name)
 
 		drifts := 0.0
-		check := func(how, event string) {
+		check := func(how, event, found string) {
 			t.Helper()
 			drifts++
 			store.awaitRetention(t, name, "COMPLIANCE 4")
 			d.awaitValue(t, drifts, "bucketwarden_backupbucket_policy_drift_total", "bucket="+name)
+			d.awaitValue(t, drifts, "bucketwarden_backupbucket_policy_repairs_total", "bucket="+name)
 			d.awaitValue(t, 1, "bucketwarden_backupbucket_locked", "bucket="+name)
-			awaitEvent(t, event, name)
+			// Each has a text of its own, also if one follows the other closely.
+			awaitEvent(t, event, name, found)
 			// A repair is not a reconcile that the client asked for.
 			if got := str(get(t, buckets, name), "status", "lastOperation", "state"); got != "Succeeded" {
 				t.Errorf("after the repair of %s the state is %s", how, got)
 			}
 		}
 		store.putRetention(t, name, "", 0)
-		check("a removed retention", "PolicyDrift")
+		check("a removed retention", "PolicyDrift", "said no immutability")
 		store.putRetention(t, name, types.ObjectLockRetentionModeGovernance, 4)
-		check("a retention weakened to GOVERNANCE", "PolicyDrift")
+		check("a retention weakened to GOVERNANCE", "PolicyDrift", "said unlocked retention of 96h")
 		store.putRetention(t, name, types.ObjectLockRetentionModeCompliance, 1)
-		check("a shortened retention", "PolicyDrift")
+		check("a shortened retention", "PolicyDrift", "said locked retention of 24h")
 		store.clear(t, name)
 		if _, err := store.DeleteBucket(t.Context(), &s3.DeleteBucketInput{Bucket: &name}); err != nil {
 			t.Fatal(err)
 		}
-		check("a deleted bucket", "BucketLost")
+		check("a deleted bucket", "BucketLost", "created anew")
 
-		// Longer is no drift.
-		store.putRetention(t, name, types.ObjectLockRetentionModeCompliance, 9)
-		d.awaitValue(t, 9*24*3600, "bucketwarden_backupbucket_retention_seconds", "bucket="+name)
+		// Longer is no drift and no failure. It is not ours either.
+		store.putRetention(t, name, types.ObjectLockRetentionModeCompliance, 36500)
+		d.awaitValue(t, 36500*24*3600, "bucketwarden_backupbucket_retention_seconds", "bucket="+name)
+		d.awaitValue(t, 1, "bucketwarden_backupbucket_foreign_policy", "bucket="+name)
+		awaitEvent(t, "ForeignPolicy", name, "876000h", "96h")
+		reconcile(t, buckets, name, nil)
+		o := waitHealthy(t, buckets, name)
+		mustEqual(t, "ForeignPolicy", conditionOf(o, "ForeignPolicy")["status"], any("True"))
+		mustEqual(t, "recorded", str(o, "status", "providerStatus", "immutability", "retentionPeriod"), "96h")
+		mustEqual(t, "expected", d.value(t, "bucketwarden_backupbucket_expected_retention_seconds", "bucket="+name), 4*24*3600.0)
+		store.checkRetention(t, name, "COMPLIANCE 36500")
 		if got := d.value(t, "bucketwarden_backupbucket_policy_drift_total", "bucket="+name); got != drifts {
 			t.Errorf("a longer retention was counted as drift: %v, want %v", got, drifts)
 		}
+		// Whoever undoes it is not undone.
+		store.putRetention(t, name, types.ObjectLockRetentionModeCompliance, 4)
+		d.awaitValue(t, 0, "bucketwarden_backupbucket_foreign_policy", "bucket="+name)
+		d.awaitPasses(t, "backupbuckets", 2)
+		store.checkRetention(t, name, "COMPLIANCE 4")
+		mustEqual(t, "ForeignPolicy", conditionOf(get(t, buckets, name), "ForeignPolicy")["status"], any("False"))
 		if got, want := get(t, buckets, name).Object["spec"], healed.Object["spec"]; !equality.Semantic.DeepEqual(got, want) {
 			t.Errorf("the spec became %v, was %v", got, want)
 		}
 	})
+}
+
+// Somebody removes the lock and the permission to put it back, and stores a broken spec: the metrics show it all the same.
+func TestBucketDriftThatCannotBeRepaired(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	proxy := startProxy(t, minio)
+	name := newName("bucket")
+	writeSecret(t, secretName(buckets, name), minio.SecretData(proxy.URL))
+	create(t, buckets, bucketObject(name, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+	waitHealthy(t, buckets, name)
+
+	proxy.SetFault(func(r env.Request) *env.Fault {
+		if r.Operation == "PutObjectLockConfiguration" {
+			return &env.Fault{Status: http.StatusForbidden, Code: "AccessDenied"}
+		}
+		return nil
+	})
+	store.putRetention(t, name, "", 0)
+	update(t, buckets, name, setImmutability(map[string]any{"retentionType": "bucket", "retentionPeriod": "nonsense"}))
+	d.awaitValue(t, 0, "bucketwarden_backupbucket_locked", "bucket="+name)
+	awaitEvent(t, "PolicyNotRestored", name, "should have a locked retention of 96h", "access denied")
+	reconcile(t, buckets, name, nil)
+	waitFailed(t, buckets, name, "ERR_INFRA_UNAUTHORIZED", "should have a locked retention of 96h", "could not be restored")
+	d.awaitPasses(t, "backupbuckets", 2)
+	for metric, want := range map[string]float64{"expected_locked": 1, "expected_retention_seconds": 4 * 24 * 3600, "locked": 0, "retention_seconds": 0,
+		"policy_drift_total": 1, "policy_repairs_total": 0} {
+		mustEqual(t, metric, d.value(t, "bucketwarden_backupbucket_"+metric, "bucket="+name), want)
+	}
+	mustEqual(t, "BucketImmutable", conditionOf(get(t, buckets, name), "BucketImmutable")["reason"], any("NoPolicy"))
+
+	proxy.SetFault(nil)
+	d.awaitValue(t, 1, "bucketwarden_backupbucket_policy_repairs_total", "bucket="+name)
+	store.checkRetention(t, name, "COMPLIANCE 4")
+	awaitEvent(t, "PolicyDrift", name, "said no immutability", "it was restored")
+	mustEqual(t, "drift", d.value(t, "bucketwarden_backupbucket_policy_drift_total", "bucket="+name), 1.0)
 }
 
 func TestBucketIgnoresSpecChangesNobodyAskedFor(t *testing.T) {
