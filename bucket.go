@@ -46,7 +46,8 @@ type bucketReconciler struct {
 
 // reconcile makes one pass over a BackupBucket: a full one if the object asks for it,
 // else a verification against the cloud.
-func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (time.Duration, error) {
+func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, wanted bool) (again time.Duration, err error) {
+	defer func() { r.metrics.facts.failed(key.Name, err) }()
 	obj, exists, err := r.cached.GetByKey(key.String())
 	if err != nil || !exists {
 		r.resource.controller.gone(key)
@@ -60,16 +61,17 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 	own := *cached
 	b := &own
 	r.showExpected(b)
+	r.begin(b)
 	if b.operation() == operationWaitForState {
 		return r.interval(b), nil
 	}
 	if r.resource.controller.stale(&b.object) {
 		return staleRetry, nil
 	}
+	r.metrics.initBucket(b)
 	if b.DeletionTimestamp != nil {
 		return r.delete(ctx, b)
 	}
-	r.metrics.initBucket(b)
 	// Whatever becomes of this pass, what was deleted before is to go.
 	full := r.needsWork(&b.object, wanted) || r.scope.rotationRequested(&b.object)
 	defer r.askSweep(key, full)
@@ -198,15 +200,7 @@ func (r *bucketReconciler) show(ctx context.Context, b *backupBucket, fields map
 func (r *bucketReconciler) defend(ctx context.Context, b *backupBucket) error {
 	p := r.newPass(ctx, b, passDefend)
 	err := p.run(ctx)
-	conditions, ok := p.statusFields()["conditions"].([]condition)
-	if !ok || len(b.Conditions) == 0 {
-		return err
-	}
-	_, patchErr := r.resource.patch(ctx, &b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
-	if patchErr == nil {
-		b.Conditions = conditions
-	}
-	return errors.Join(err, ignoreNotFound(patchErr))
+	return errors.Join(err, p.writeConditions(ctx))
 }
 
 // passKind says what a pass may do beside restoring the policy that a reconcile has left, which each does.
@@ -342,7 +336,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if found != nil {
 		p.tellRepair(ctx, found, plan.Refusal)
 	}
-	if p.kind.hardens(!existed) || p.kind == passVerify && conditionStatus(p.b.Conditions, conditionHardened) == "Unknown" {
+	if p.kind.hardens(!existed) || p.kind == passVerify && p.hardeningDue() {
 		if err := p.harden(ctx, store); err != nil {
 			return err
 		}
@@ -375,24 +369,37 @@ func (p *bucketPass) bringAbout(ctx context.Context, store Store, lost, immutabl
 	return p.converge(ctx, store)
 }
 
+// hardeningDue says that a verification hardens the bucket: in its turn, or because it is not known how hardened it is.
+func (p *bucketPass) hardeningDue() bool {
+	return conditionStatus(p.b.Conditions, conditionHardened) == "Unknown" || p.metrics.facts.hardeningDue(p.b.Name, time.Now())
+}
+
 // harden hardens the bucket, which never fails it: what could not be done is told, and what the store did not answer to is
-// unknown until the next look at the bucket. An error is the end of the pass.
+// unknown until the next look at the bucket; at a mere verification what is known counts on, until it is too old. An error is
+// the end of the pass.
 func (p *bucketPass) harden(ctx context.Context, store Store) error {
 	gaps, err := store.Harden(ctx)
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	if p.hardened = true; err != nil {
+	if err != nil {
 		klog.FromContext(ctx).Error(err, "Could not harden the bucket")
 	}
 	switch p.gaps = gaps; {
 	case err == nil:
 	case isTransient(err), retryAfter(err) > 0:
 		p.unhardened = err
+		status := conditionStatus(p.b.Conditions, conditionHardened)
+		if p.kind == passVerify && status != "" && status != "Unknown" {
+			return nil
+		}
 	default:
 		p.gaps = append(gaps, sentence(err))
 	}
-	p.metrics.setHardened(p.b.Name, hardenedCondition(p.gaps, p.unhardened).Status)
+	if p.hardened = true; p.unhardened == nil {
+		p.metrics.facts.confirm(p.b.Name, factHardening, hardeningInterval, time.Now())
+	}
+	p.metrics.showHardening(p.b.Name, hardenedCondition(p.gaps, p.unhardened).Status, len(p.gaps))
 	return nil
 }
 

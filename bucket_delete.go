@@ -21,6 +21,9 @@ import (
 // delete deletes the bucket with everything that is in it, once no BackupEntry refers
 // to it and nothing in it is retained.
 func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (time.Duration, error) {
+	if again, err := r.lookMeanwhile(ctx, cached); again > 0 || err != nil {
+		return again, err
+	}
 	b, ok, again, err := dueDeletion(ctx, &r.reconciler, cached, decodeBucket, bucketOperationType)
 	if !ok {
 		return again, err
@@ -38,6 +41,7 @@ func (r *bucketReconciler) delete(ctx context.Context, cached *backupBucket) (ti
 		// Its backups are still needed, so its lock is still defended.
 		if err := r.defend(ctx, b); err != nil {
 			klog.FromContext(ctx).Error(err, "Could not verify the bucket while its deletion waits")
+			r.metrics.facts.failed(b.Name, err)
 		}
 		r.askSweep(cache.MetaObjectToName(b), false)
 		return r.wait(ctx, b, opType, "InUse", fmt.Sprintf("The bucket is kept as long as BackupEntries refer to it, such "+
@@ -85,7 +89,10 @@ func (r *bucketReconciler) bucketToDelete(ctx context.Context, b *backupBucket) 
 	}
 	if err == nil {
 		var state BucketState
-		if state, err = store.Observe(ctx); err == nil && (state.Exists || state.Remains) {
+		if state, err = store.Observe(ctx); err == nil {
+			err = r.deleting(ctx, b, state)
+		}
+		if err == nil && (state.Exists || state.Remains) {
 			return store, state, nil
 		}
 	}
@@ -316,6 +323,10 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 		r.normal(b, "ResourceGroupDeleted", "Delete", "Deleting resource group %s with the storage account of bucket %s", b.Name, b.Name)
 	}
 	if state.Started || state.Deleting {
+		if conditionStatus(b.Conditions, conditionImmutable) != "" {
+			b.Conditions, _ = mergeConditions(b.Conditions, time.Now(), noBucket)
+		}
+		r.metrics.facts.clear(b.Name, factState, factHardening)
 		return r.wait(ctx, b, opType, waitGroup, "The bucket is deleted, its resource group is being deleted", accountRetry)
 	}
 	if state.Kept != "" {
@@ -329,17 +340,85 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 func (r *bucketReconciler) wait(ctx context.Context, b *backupBucket, opType operationType, reason, description string,
 	after time.Duration) (time.Duration, error) {
 	r.resource.controller.waitUntil(cache.MetaObjectToName(b), time.Now().Add(after))
+	r.metrics.facts.triedLook(b.Name, time.Now())
 	var extra map[string]any
 	waiting := condition{Type: conditionWaiting, Status: "True", Reason: reason, Message: description + "."}
 	if conditions, changed := mergeConditions(b.Conditions, time.Now(), waiting); changed {
 		extra = map[string]any{"conditions": conditions}
 	}
-	return after, r.resource.waiting(ctx, &b.object, opType, description, extra)
+	return min(after, r.lookInterval(b)), r.resource.waiting(ctx, &b.object, opType, description, extra)
 }
+
+// lookInterval is how often a bucket is looked at while its deletion waits for something that is not due.
+func (r *bucketReconciler) lookInterval(b *backupBucket) time.Duration {
+	return max(r.interval(b), deletionLookInterval)
+}
+
+// lookMeanwhile looks at a bucket whose deletion waits, from time to time, since what is retained in it is still guarded by its
+// policy: one read of the secret and one look at the store. Nothing is changed, and an error does not fail the deletion. It is how
+// long the deletion waits on, zero if it is due.
+func (r *bucketReconciler) lookMeanwhile(ctx context.Context, b *backupBucket) (time.Duration, error) {
+	key, now, every := cache.MetaObjectToName(b), time.Now(), r.lookInterval(b)
+	wait := r.resource.controller.notDue(key, now)
+	if wait == 0 || !b.hasFinalizer(r.resource.finalizer) || b.operation() == operationReconcile {
+		return 0, nil
+	}
+	if next := r.metrics.facts.nextLook(b.Name, every, now); next > 0 {
+		return min(wait, next), nil
+	}
+	exists, err := r.look(ctx, b)
+	if goesOn(err) {
+		return 0, err
+	}
+	r.metrics.facts.triedLook(b.Name, now)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Could not look at the bucket while its deletion waits")
+		r.metrics.facts.failed(b.Name, err)
+	} else if !exists {
+		r.resource.controller.waitUntil(key, now)
+		return 0, nil
+	}
+	return min(wait, every), nil
+}
+
+// look asks the store for the state of a bucket that is being deleted, and tells it.
+func (r *bucketReconciler) look(ctx context.Context, b *backupBucket) (exists bool, err error) {
+	secret, err := r.secrets.get(ctx, b.SecretRef)
+	if err != nil {
+		return false, err
+	}
+	want, old := r.scope.readBucket(b)
+	store, _, err := r.openStore(ctx, b, secret, want, old, classLook)
+	if err != nil {
+		return false, err
+	}
+	state, err := store.Observe(ctx)
+	if err != nil {
+		return false, err
+	}
+	return state.Exists, r.deleting(ctx, b, state)
+}
+
+// deleting tells what the store says of a bucket that is being deleted. Of one that is gone no policy is shown.
+func (r *bucketReconciler) deleting(ctx context.Context, b *backupBucket, state BucketState) error {
+	if !state.Exists {
+		r.confirmed(b)
+		r.metrics.facts.clear(b.Name, factState, factHardening)
+		return nil
+	}
+	if r.showState(b, state); conditionStatus(b.Conditions, conditionImmutable) == "" {
+		return nil
+	}
+	p := r.newPass(ctx, b, passDefend)
+	p.live, p.observed = state, true
+	return p.writeConditions(ctx)
+}
+
+// noBucket is the condition of a bucket that is deleted.
+var noBucket = condition{Type: conditionImmutable, Status: "False", Reason: "NoBucket", Message: "The bucket does not exist."}
 
 // waitForRetention lets the deletion of a bucket wait for what a purge has left in it.
 func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket, result PurgeResult) (time.Duration, error) {
-	r.metrics.setTombstones(b.Name, 0, result.Retained, result.RetainedBytes, result.RetainedUntil)
 	after := sweepRetry
 	if !result.RetainedUntil.IsZero() {
 		// A second covers the store's rounding, a minute a lag of ours.
@@ -350,6 +429,9 @@ func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket
 			after = min(after, 365*24*time.Hour) + time.Second
 		}
 	}
+	// Nobody could delete them before that.
+	r.metrics.facts.confirm(b.Name, factSweep, after, time.Now())
+	r.metrics.setTombstones(b.Name, 0, result.Retained, result.RetainedBytes, result.RetainedUntil)
 	description := fmt.Sprintf("%d objects (%s) in bucket %s are %s", result.Retained, formatBytes(result.RetainedBytes),
 		b.Name, result.retained())
 	return r.wait(ctx, b, operationTypeDelete, "ObjectsRetained", description, after)

@@ -269,8 +269,8 @@ func TestBucketDeleteWaitsForRetention(t *testing.T) {
 	bucket.objects["x/2"] = memObject{size: 1024, until: until}
 	start := time.Now()
 	wait, err := h.passBucket("b")
-	if err != nil || !passedWait(start, wait, until.Add(time.Second)) {
-		t.Errorf("wait %s, error %v", wait, err)
+	if err != nil || wait != testVerifyInterval || !passedWait(start, h.deletionDue(), until.Add(time.Second)) {
+		t.Errorf("wait %s, due in %s, error %v", wait, h.deletionDue(), err)
 	}
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
 	want := "2 objects (2.0 KiB) in bucket b are retained until " + until.Format(time.RFC3339)
@@ -324,8 +324,8 @@ func TestBucketDeleteWaitsForLegalHold(t *testing.T) {
 	h := newHarness(t)
 	h.putDeletingBucket().objects["x/1"] = memObject{held: true}
 	wait, err := h.passBucket("b")
-	if err != nil || wait != sweepRetry {
-		t.Errorf("wait %s, error %v", wait, err)
+	if due := h.deletionDue(); err != nil || wait != testVerifyInterval || due > sweepRetry || due < sweepRetry-time.Minute {
+		t.Errorf("wait %s, due in %s, error %v", wait, due, err)
 	}
 	if s := h.status(bucketsGVR, "b"); !strings.Contains(s.Description, "legal hold") {
 		t.Errorf("description %q", s.Description)
@@ -633,7 +633,7 @@ func TestAzureDeleteWaitsForWhatTheStoreKeeps(t *testing.T) {
 	h := newHarness(t)
 	h.putDeletingAzure()
 	h.cloud.fail["Delete"] = fmt.Errorf("deleting container b: %w", &waitError{reason: "container b is under a legal hold", after: time.Hour})
-	if wait, err := h.passBucket("b"); err != nil || wait != time.Hour {
+	if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval || h.deletionDue() < 59*time.Minute {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	s := h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateProcessing)
@@ -648,7 +648,7 @@ func TestAzureDeleteWaitsForWhatTheStoreKeeps(t *testing.T) {
 	}
 	h.wantNothing()
 	clear(h.buckets.resource.controller.due)
-	if wait, err := h.passBucket("b"); err != nil || wait != time.Hour {
+	if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval || h.deletionDue() < 59*time.Minute {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
 	h.wantTrace(append(slices.Clone(azureDeleteLooks), "get backupbuckets b", "list backupentries", "store b Delete")...)

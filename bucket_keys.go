@@ -21,28 +21,43 @@ func (p *bucketPass) keyDue() bool {
 	if _, key := p.published(p.b, p.generated); key == "" || p.b.GeneratedSecretRef.Name == "" {
 		return true
 	}
-	created := keyCreated(p.generated)
-	p.setKeyCreated(created)
-	return p.desired.Rotation.due(created, time.Now()) || p.keys.due(p.b.Name, p.generated.Data, time.Now())
+	p.showKeyAge()
+	return p.desired.Rotation.due(keyCreated(p.generated), time.Now()) || p.keys.due(p.b.Name, p.generated.Data, time.Now())
 }
 
 // keyCreated is when the key that a generated secret publishes was created; zero if that
 // is not known.
 func keyCreated(generated *corev1.Secret) time.Time {
-	created, err := time.Parse(time.RFC3339, generated.Annotations[annotationKeyCreated])
+	return annotatedTime(generated, annotationKeyCreated)
+}
+
+// keySince is since when a key whose creation is not known is published at least.
+func keySince(generated *corev1.Secret) time.Time {
+	return annotatedTime(generated, annotationKeySince)
+}
+
+// annotatedTime is the time in an annotation of a secret, zero if there is none.
+func annotatedTime(secret *corev1.Secret, annotation string) time.Time {
+	at, err := time.Parse(time.RFC3339, secret.Annotations[annotation])
 	if err != nil {
 		return time.Time{}
 	}
-	return created
+	return at
 }
 
-func (p *bucketPass) setKeyCreated(created time.Time) {
+// showKeyAge shows since when there is the key that the generated secret publishes.
+func (p *bucketPass) showKeyAge() {
 	p.metrics.bucketKeyRotations.WithLabelValues(p.b.Name)
-	if created.IsZero() {
+	known, at := 1.0, keyCreated(p.generated)
+	if at.IsZero() {
+		known, at = 0, keySince(p.generated)
+	}
+	p.metrics.bucketKeyAgeKnown.WithLabelValues(p.b.Name).Set(known)
+	if at.IsZero() {
 		p.metrics.bucketKeyCreated.DeleteLabelValues(p.b.Name)
 		return
 	}
-	p.metrics.bucketKeyCreated.WithLabelValues(p.b.Name).Set(float64(created.Unix()))
+	p.metrics.bucketKeyCreated.WithLabelValues(p.b.Name).Set(float64(at.Unix()))
 }
 
 // ensureKeys publishes the youngest access key of the account in the generated secret, and
@@ -104,7 +119,7 @@ func (p *bucketPass) ensureKeys(ctx context.Context, store accountStore) error {
 	}
 	p.generated, p.republished = generated, changes
 	p.keys.published(p.b.Name, data)
-	p.setKeyCreated(publish.Created)
+	p.showKeyAge()
 	p.reportRepublished(ctx, old, keys, publish, published)
 	return nil
 }

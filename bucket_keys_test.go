@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -427,12 +426,22 @@ func TestAzureKeyOfUnknownAge(t *testing.T) {
 		t.Error(err)
 	}
 	h.wantGenerated("garden", "derived", memKey1)
-	if got := h.secret("garden", testGenerated).Annotations; len(got) > 0 {
-		t.Errorf("annotations %v", got)
+	// It is at least as old as we know it.
+	since := keySince(h.secret("garden", testGenerated))
+	if age := time.Since(since); age < 0 || age > time.Minute || !keyCreated(h.secret("garden", testGenerated)).IsZero() {
+		t.Errorf("annotations %v", h.secret("garden", testGenerated).Annotations)
 	}
-	if series := metricsTestOf(t, h.metrics, "bucket", "b"); slices.ContainsFunc(slices.Collect(maps.Keys(series)), func(name string) bool { return strings.Contains(name, "key_created") }) {
-		t.Errorf("the metric has a value: %v", series)
+	h.wantMetric(0, "bucketwarden_backupbucket_key_age_known", "b")
+	h.wantMetric(float64(since.Unix()), "bucketwarden_backupbucket_key_created_timestamp_seconds", "b")
+	// A later look does not make it younger, and writes nothing.
+	long := time.Now().AddDate(-1, 0, 0).UTC().Truncate(time.Second)
+	h.editSecret("garden", testGenerated, func(s *corev1.Secret) { s.Annotations[annotationKeySince] = long.Format(time.RFC3339) })
+	h.edit(bucketsGVR, "b", withOperation(operationReconcile))
+	if _, err := h.passBucket("b"); err != nil || !keySince(h.secret("garden", testGenerated)).Equal(long) {
+		t.Errorf("error %v, annotations %v", err, h.secret("garden", testGenerated).Annotations)
 	}
+	h.wantTrace(azureReconciled...)
+	h.wantMetric(float64(long.Unix()), "bucketwarden_backupbucket_key_created_timestamp_seconds", "b")
 	// With a rotation it is replaced, and then it is known.
 	h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
 		withAzureConfig(locked4d, rotationEvery(30))(u)
@@ -445,6 +454,27 @@ func TestAzureKeyOfUnknownAge(t *testing.T) {
 	}
 	if h.cloud.generation != 1 || h.publishedKey() != "key2" {
 		t.Errorf("%d rotations, %s is published", h.cloud.generation, h.publishedKey())
+	}
+	h.wantMetric(1, "bucketwarden_backupbucket_key_age_known", "b")
+	if s := h.secret("garden", testGenerated); keyCreated(s).IsZero() || !keySince(s).IsZero() {
+		t.Errorf("annotations %v", s.Annotations)
+	}
+}
+
+// Another key of unknown age is published since then, not for as long as the one before.
+func TestAzureAnotherKeyOfUnknownAge(t *testing.T) {
+	h := newHarness(t)
+	account := h.putAzure(true, locked4d, withOperation(operationReconcile))
+	account.keys = []accessKey{{Name: "key1", Value: secretMarker + "-new"}}
+	h.editSecret("garden", testGenerated, func(s *corev1.Secret) {
+		s.Annotations = map[string]string{annotationKeySince: testStart.Format(time.RFC3339), "other": "stays"}
+	})
+	if _, err := h.passBucket("b"); err != nil {
+		t.Error(err)
+	}
+	s := h.secret("garden", testGenerated)
+	if since := keySince(s); time.Since(since) > time.Minute || s.Annotations["other"] != "stays" {
+		t.Errorf("annotations %v", s.Annotations)
 	}
 }
 

@@ -21,13 +21,31 @@ func (p *bucketPass) observe(ctx context.Context, store Store) error {
 	if err != nil {
 		return err
 	}
-	p.live, p.observed = state, true
-	if state.Extensions != nil {
-		p.metrics.bucketExtensions.WithLabelValues(p.b.Name).Set(float64(*state.Extensions))
+	p.live = state
+	if !state.Exists && !p.kind.creates() && !p.b.specObserved() {
+		// Where a spec that was not carried out says is no such bucket, which says nothing of ours.
+		return nil
 	}
-	setPolicyGauges(p.metrics.bucketLocked, p.metrics.bucketRetention, p.b.Name, state.Policy)
-	p.metrics.bucketLastVerified.WithLabelValues(p.b.Name).SetToCurrentTime()
+	p.observed = true
+	p.showState(p.b, state)
 	return nil
+}
+
+// confirmed notes that the store has just told the state of a bucket.
+func (r *bucketReconciler) confirmed(b *backupBucket) {
+	r.metrics.facts.confirm(b.Name, factState, 0, time.Now())
+	r.metrics.bucketLastVerified.WithLabelValues(b.Name).SetToCurrentTime()
+}
+
+// showState shows what the store has just told.
+func (r *bucketReconciler) showState(b *backupBucket, state BucketState) {
+	r.confirmed(b)
+	if state.Extensions != nil {
+		r.metrics.bucketExtensions.WithLabelValues(b.Name).Set(float64(*state.Extensions))
+	} else {
+		r.metrics.bucketExtensions.DeleteLabelValues(b.Name)
+	}
+	setPolicyGauges(r.metrics.bucketLocked, r.metrics.bucketRetention, b.Name, state.Policy)
 }
 
 // expected is the policy that the bucket should have had before this pass.

@@ -80,13 +80,25 @@ func (p *bucketPass) statusFields() map[string]any {
 	return fields
 }
 
+// writeConditions writes what a pass that leaves the rest of the status alone has seen, if that is something new.
+func (p *bucketPass) writeConditions(ctx context.Context) error {
+	conditions, ok := p.statusFields()["conditions"].([]condition)
+	if !ok || len(p.b.Conditions) == 0 {
+		return nil
+	}
+	_, err := p.resource.patch(ctx, &p.b.object, map[string]any{"status": map[string]any{"conditions": conditions}}, "status")
+	if err == nil {
+		p.b.Conditions = conditions
+	}
+	return ignoreNotFound(err)
+}
+
 func (p *bucketPass) immutableCondition() condition {
 	// True only if it can't be undone.
 	c := condition{Type: conditionImmutable, Status: "True", Reason: "Locked"}
 	switch {
 	case !p.live.Exists:
-		c.Status, c.Reason, c.Message = "False", "NoBucket", "The bucket does not exist."
-		return c
+		return noBucket
 	case p.live.Policy.None():
 		c.Status, c.Reason = "False", "NoPolicy"
 	case !p.live.Policy.Locked:

@@ -254,6 +254,9 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
+	staleBuckets := newController(resourceStaleness, d.metrics)
+	staleBuckets.reconcile = (&staleness{bucketReconciler: bucketReconciler, controller: staleBuckets}).reconcile
+	staleBuckets.onGone = d.metrics.facts.forget
 	entryReconciler := &entryReconciler{reconciler{
 		resource: entryClient,
 		secrets:  &secrets{client: d.core, finalizer: finalizerBackupEntry},
@@ -272,7 +275,10 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	if err != nil {
 		return fmt.Errorf("watching BackupEntries: %w", err)
 	}
-	d.controllers = []*controller{bucketController, entryController}
+	if _, err := watchObjects(buckets, scope, staleBuckets, staleBuckets.queue.Add); err != nil {
+		return fmt.Errorf("watching BackupBuckets: %w", err)
+	}
+	d.controllers = []*controller{bucketController, entryController, staleBuckets}
 	d.informers = []cache.SharedIndexInformer{buckets, entries}
 	d.synced = []cache.InformerSynced{bucketEvents.HasSynced, entryEvents.HasSynced}
 	if !scope.ignoreOperationAnnotation {
@@ -389,14 +395,16 @@ func (d *daemon) lead(ctx context.Context) error {
 	}
 	// A process that was frozen wakes up as the leader that it no longer is, and may need
 	// the whole renewDeadline to give up.
-	for _, c := range append(slices.Clone(d.controllers), d.sweeps) {
-		c.leading = func() error {
-			if !elector.IsLeader() || elector.Check(renewDeadline-leaseDuration) != nil {
-				return errLeaseLost
-			}
-			return nil
+	leading := func() error {
+		if !elector.IsLeader() || elector.Check(renewDeadline-leaseDuration) != nil {
+			return errLeaseLost
 		}
+		return nil
 	}
+	for _, c := range append(slices.Clone(d.controllers), d.sweeps) {
+		c.leading = leading
+	}
+	d.metrics.facts.showWhile(leading)
 	// Whoever waits has nothing to finish.
 	defer context.AfterFunc(ctx, func() {
 		if !elector.IsLeader() {
@@ -437,6 +445,8 @@ func (d *daemon) work(ctx, passes context.Context) {
 	d.working.Store(true)
 	d.metrics.leader.Set(1)
 	defer d.metrics.leader.Set(0)
+	// Another replica may look at the buckets from now on.
+	defer d.metrics.facts.showWhile(func() error { return context.Canceled })
 	for _, informer := range d.informers {
 		work.Go(func() { informer.RunWithContext(ctx) })
 	}

@@ -363,6 +363,8 @@ func TestLostLeaseEndsTheWorkFirst(t *testing.T) {
 			}
 			c.enqueue(cache.ObjectName{Name: "object"})
 			d.controllers, d.sweeps = []*controller{c}, newController(resourceSweeps, d.metrics)
+			d.metrics.facts.begin("b", time.Hour, time.Now())
+			d.metrics.bucketLocked.WithLabelValues("b").Set(1)
 			return d, began, ended
 		}
 		lost := make(chan error, 1)
@@ -376,6 +378,9 @@ func TestLostLeaseEndsTheWorkFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		first.Store(lease.Spec.HolderIdentity)
+		if shown := metricsTestOf(t, d.metrics, "bucket", "b"); len(shown) != 1 {
+			t.Errorf("the leader shows %v", shown)
+		}
 
 		other, otherBegan, _ := replica()
 		all.Go(func() { _ = other.lead(ctx) })
@@ -383,6 +388,9 @@ func TestLostLeaseEndsTheWorkFirst(t *testing.T) {
 		failing.Store(true)
 		if cut, taken := <-ended, <-otherBegan; !cut.Before(taken) {
 			t.Errorf("the first pass ended at %s, after the other began at %s", cut, taken)
+		}
+		if shown := metricsTestOf(t, d.metrics, "bucket", "b"); len(shown) > 0 {
+			t.Errorf("who leads no more shows %v", shown)
 		}
 		if err := <-lost; !errors.Is(err, errLeaseLost) {
 			t.Errorf("the first ended with %v", err)

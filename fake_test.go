@@ -52,6 +52,7 @@ type harness struct {
 	buckets  *bucketReconciler
 	entries  *entryReconciler
 	sweeper  *sweeper
+	stale    *staleness
 	// frozen keeps the cache as it is, as a watch that lags.
 	frozen bool
 
@@ -127,6 +128,9 @@ func newHarness(t *testing.T) *harness {
 		entriesClient:  entryClient,
 	}
 	h.sweeper = newSweeper(h.buckets)
+	staleBuckets := newController(resourceStaleness, h.metrics)
+	t.Cleanup(staleBuckets.queue.ShutDown)
+	h.stale = &staleness{bucketReconciler: h.buckets, controller: staleBuckets}
 	return h
 }
 
@@ -268,7 +272,7 @@ func (h *harness) checkPatch(a clienttesting.PatchActionImpl, stored runtime.Obj
 		allowed = "status"
 	}
 	for key := range patch {
-		if key != allowed {
+		if lock := key == "metadata" && len(metadata) == 1 && metadata["resourceVersion"] != nil; key != allowed && !lock {
 			h.t.Errorf("a patch of %s %q touches %s", a.GetName(), a.GetSubresource(), key)
 		}
 	}
@@ -531,6 +535,38 @@ func (h *harness) passEntry(name string) (time.Duration, error) {
 func (h *harness) passSweep() (time.Duration, error) {
 	h.t.Helper()
 	return h.pass(h.t.Context(), h.sweeper.reconcile, "b", false)
+}
+
+// passStale looks whether what is known of bucket b is too old.
+func (h *harness) passStale() (time.Duration, error) {
+	h.t.Helper()
+	return h.pass(h.t.Context(), h.stale.reconcile, "b", false)
+}
+
+// has says that there is a series, given as name and label values.
+func (h *harness) has(name string, labels ...string) bool {
+	h.t.Helper()
+	families, err := h.metrics.registry.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			var have []string
+			for _, pair := range m.GetLabel() {
+				have = append(have, pair.GetValue())
+			}
+			if family.GetName() == name && slices.Equal(have, labels) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// deletionDue is when the deletion of bucket b, which waits, goes on.
+func (h *harness) deletionDue() time.Duration {
+	return h.buckets.resource.controller.notDue(cache.ObjectName{Name: "b"}, time.Now())
 }
 
 // requests is how many API requests the last pass made.

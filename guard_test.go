@@ -376,8 +376,8 @@ func TestAdoptedBucketIsNotEmptied(t *testing.T) {
 		bucket := h.putDeletingBucket(origin("Adopted"))
 		bucket.objects[testEntry+"/1"] = memObject{until: h.cloud.now().Add(time.Hour)}
 		mark := h.putTombstone(testEntry, time.Hour)
-		if wait, err := h.passBucket("b"); err != nil || wait < 59*time.Minute {
-			t.Errorf("wait %s, error %v", wait, err)
+		if wait, err := h.passBucket("b"); err != nil || wait != testVerifyInterval || h.deletionDue() < 59*time.Minute {
+			t.Errorf("wait %s, due in %s, error %v", wait, h.deletionDue(), err)
 		}
 		if _, there := bucket.objects[mark]; !there {
 			t.Error("the tombstone went before what it stands for")

@@ -31,8 +31,9 @@ import (
 const (
 	resourceBackupBuckets = "backupbuckets"
 	resourceBackupEntries = "backupentries"
-	// resourceSweeps names the queue of BackupBuckets to sweep.
-	resourceSweeps = "sweeps"
+	// resourceSweeps names the queue of BackupBuckets to sweep, resourceStaleness that of BackupBuckets whose state may be too old.
+	resourceSweeps    = "sweeps"
+	resourceStaleness = "staleness"
 	// resourceCertificates names the queue of the webhook's certificates, resourceReviews
 	// its reviews.
 	resourceCertificates = "certificates"
@@ -151,6 +152,16 @@ func (o *object) hasFinalizer(finalizer string) bool {
 
 func (o *object) succeeded() bool {
 	return o.LastOperation != nil && o.LastOperation.State == stateSucceeded
+}
+
+// specObserved says that the spec is the one that was carried out last. The API server counts a deletion as a generation
+// (kubernetes/kubernetes staging/src/k8s.io/apiserver/pkg/registry/rest/delete.go).
+func (o *object) specObserved() bool {
+	observed := o.ObservedGeneration
+	if o.DeletionTimestamp != nil {
+		observed++
+	}
+	return o.Generation <= observed
 }
 
 // interrupted says that the client asked for an operation after the last one ended; its

@@ -32,6 +32,8 @@ const (
 // each; a test compares the two.
 type metrics struct {
 	registry *prometheus.Registry
+	// facts collects the gauges of what stores have told of buckets, as long as that counts.
+	facts *freshness
 
 	bucketInfo             *prometheus.GaugeVec
 	bucketLocked           *prometheus.GaugeVec
@@ -44,7 +46,9 @@ type metrics struct {
 	bucketRetained         *prometheus.GaugeVec
 	bucketExtensions       *prometheus.GaugeVec
 	bucketHardened         *prometheus.GaugeVec
+	bucketHardeningGaps    *prometheus.GaugeVec
 	bucketKeyCreated       *prometheus.GaugeVec
+	bucketKeyAgeKnown      *prometheus.GaugeVec
 	bucketKeyRotations     *prometheus.CounterVec
 	bucketsDeleted         prometheus.Counter
 	accountsDeleted        prometheus.Counter
@@ -76,10 +80,15 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	m := &metrics{registry: prometheus.NewRegistry()}
+	m := &metrics{registry: prometheus.NewRegistry(), facts: newFreshness()}
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 		m.registry.MustRegister(v)
+		return v
+	}
+	told := func(what fact, name, help string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"bucket"})
+		m.facts.gauges[what] = append(m.facts.gauges[what], v)
 		return v
 	}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
@@ -94,10 +103,10 @@ func newMetrics() *metrics {
 	}
 
 	m.bucketInfo = gauge("bucketwarden_backupbucket_info", "A BackupBucket that this daemon serves; always 1.", "bucket", "type", "region")
-	m.bucketLocked = gauge("bucketwarden_backupbucket_locked", "1 if the bucket's immutability is locked, as the cloud "+
-		"answered last, else 0.", "bucket")
-	m.bucketRetention = gauge("bucketwarden_backupbucket_retention_seconds", "Retention of new objects in seconds, as the "+
-		"cloud answered last; 0 without a policy.", "bucket")
+	m.bucketLocked = told(factState, "bucketwarden_backupbucket_locked", "1 if the bucket's immutability is locked, as the cloud "+
+		"answered last, else 0; missing while that is not known.")
+	m.bucketRetention = told(factState, "bucketwarden_backupbucket_retention_seconds", "Retention of new objects in seconds, as the "+
+		"cloud answered last, 0 without a policy; missing while that is not known.")
 	m.bucketDesiredLocked = gauge("bucketwarden_backupbucket_desired_locked", "1 if spec.providerConfig asks for locked "+
 		"immutability, else 0.", "bucket")
 	m.bucketDesiredRetention = gauge("bucketwarden_backupbucket_desired_retention_seconds",
@@ -108,23 +117,27 @@ func newMetrics() *metrics {
 		"else 0: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
 	m.bucketExpectedRetention = gauge("bucketwarden_backupbucket_expected_retention_seconds", "Retention that the bucket should have "+
 		"in seconds: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
-	m.bucketForeign = gauge("bucketwarden_backupbucket_foreign_policy", "1 if the bucket's policy is stronger than it should be and "+
-		"was not set by us, else 0; missing while that is not known.", "bucket")
+	m.bucketForeign = told(factState, "bucketwarden_backupbucket_foreign_policy", "1 if the bucket's policy is stronger than it "+
+		"should be and was not set by us, else 0; missing while that is not known.")
 	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy was seen changed behind our "+
 		"back, or the bucket gone, repaired or not.", "bucket")
 	m.bucketRepairs = counter("bucketwarden_backupbucket_policy_repairs_total", "Times such a change was undone: the policy "+
 		"restored, or the bucket created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, "+
 		"extended or restored locked.", "bucket")
-	m.bucketRetained = gauge("bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to "+
-		"be deleted, with their BackupEntry or with the bucket.", "bucket")
-	m.bucketExtensions = gauge("bucketwarden_backupbucket_policy_extensions_remaining",
-		"How often a locked policy can still be extended, as the cloud answered last; only where the cloud has a limit (Azure).", "bucket")
-	m.bucketHardened = gauge("bucketwarden_backupbucket_hardened", "1 if encryption, public access block and TLS-only access are "+
-		"in place, else 0, as the condition BucketHardened tells; missing while that is not known.", "bucket")
+	m.bucketRetained = told(factSweep, "bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to "+
+		"be deleted, with their BackupEntry or with the bucket; missing while that is not known.")
+	m.bucketExtensions = told(factState, "bucketwarden_backupbucket_policy_extensions_remaining", "How often a locked policy can "+
+		"still be extended, as the cloud answered last; only where the cloud has a limit (Azure), and missing while that is not known.")
+	m.bucketHardened = told(factHardening, "bucketwarden_backupbucket_hardened", "1 if encryption, public access block and TLS-only "+
+		"access are in place, else 0, as the condition BucketHardened tells; missing while that is not known.")
+	m.bucketHardeningGaps = told(factHardening, "bucketwarden_backupbucket_hardening_gaps", "How many things the condition "+
+		"BucketHardened tells that are not as they should be; missing while that is not known.")
 	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds",
-		"Unix time at which the access key that the generated secret publishes was created; missing if the cloud does not "+
-			"know (Azure).", "bucket")
+		"Unix time at which the access key that the generated secret publishes was created or, if that is not known, since when it "+
+			"is published at least (Azure).", "bucket")
+	m.bucketKeyAgeKnown = gauge("bucketwarden_backupbucket_key_age_known", "1 if it is known when the access key that the generated "+
+		"secret publishes was created, else 0 (Azure).", "bucket")
 	m.bucketKeyRotations = counter("bucketwarden_backupbucket_key_rotations_total", "Access keys regenerated (Azure).", "bucket")
 	m.bucketsDeleted = prometheus.NewCounter(prometheus.CounterOpts{Name: "bucketwarden_deleted_buckets_total",
 		Help: "Buckets deleted from a store."})
@@ -135,14 +148,14 @@ func newMetrics() *metrics {
 		"weaken a locked policy, or extend it once more than the cloud allows.", "bucket", "reason")
 	m.purgedObjects = counter("bucketwarden_purged_objects_total", "Object versions and delete markers deleted from the bucket.", "bucket")
 	m.purgedBytes = counter("bucketwarden_purged_bytes_total", "Bytes of the object versions deleted from the bucket.", "bucket")
-	m.bucketRetainedBytes = gauge("bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in "+
-		"bucketwarden_backupbucket_retained_objects.", "bucket")
-	m.bucketTombstones = gauge("bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket "+
-		"are still retained.", "bucket")
-	m.bucketNextSweep = gauge("bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock "+
-		"at which the next of the retained objects are tried to be deleted; missing if there are none.", "bucket")
-	m.bucketStrangers = gauge("bucketwarden_backupbucket_foreign_marks", "Names among the tombstones in the bucket that are "+
-		"none of ours; they are left alone.", "bucket")
+	m.bucketRetainedBytes = told(factSweep, "bucketwarden_backupbucket_retained_bytes", "Bytes of the object versions counted in "+
+		"bucketwarden_backupbucket_retained_objects.")
+	m.bucketTombstones = told(factSweep, "bucketwarden_backupbucket_tombstones", "Deleted BackupEntries whose objects in the bucket "+
+		"are still retained; missing while that is not known.")
+	m.bucketNextSweep = told(factSweep, "bucketwarden_backupbucket_next_sweep_timestamp_seconds", "Unix time by the store's clock "+
+		"at which the next of the retained objects are tried to be deleted; missing if there are none.")
+	m.bucketStrangers = told(factSweep, "bucketwarden_backupbucket_foreign_marks", "Names among the tombstones in the bucket that are "+
+		"none of ours; they are left alone; missing while they are not known.")
 	m.purgeFailures = counter("bucketwarden_purge_failures_total", "Purges that ended with an error.", "bucket")
 	m.storeDuration = histogram("bucketwarden_store_request_duration_seconds", "Duration of one HTTP request to an object store.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}, "store", "operation", "outcome")
@@ -183,9 +196,9 @@ func newMetrics() *metrics {
 			"worked on its item.", "name"),
 		retries: counter("workqueue_retries_total", "Items put back after a failure.", "name"),
 	}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.facts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceCertificates} {
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceCertificates} {
 		m.panics.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
 			m.reconcileDuration.WithLabelValues(resource, outcome)
@@ -226,22 +239,29 @@ func (m *metrics) forgetBucket(bucket string) {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.bucketInfo, m.bucketLocked, m.bucketRetention, m.bucketDesiredLocked, m.bucketDesiredRetention,
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
-		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened,
-		m.bucketKeyCreated, m.bucketKeyRotations, m.purgeFailures, m.refusals,
+		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened, m.bucketHardeningGaps,
+		m.bucketKeyCreated, m.bucketKeyAgeKnown, m.bucketKeyRotations, m.purgeFailures, m.refusals,
 		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs} {
 		v.DeletePartialMatch(labels)
 	}
+	m.facts.forget(bucket)
 }
 
-// setHardened shows the status of the condition BucketHardened; empty if there is none.
-func (m *metrics) setHardened(bucket, status string) {
-	switch status {
-	case "True":
+// showHardening shows the status of the condition BucketHardened, empty if there is none, and the number of gaps, zero if that is
+// not known.
+func (m *metrics) showHardening(bucket, status string, gaps int) {
+	switch {
+	case status == "True":
 		m.bucketHardened.WithLabelValues(bucket).Set(1)
-	case "False":
+		m.bucketHardeningGaps.WithLabelValues(bucket).Set(0)
+	case status == "False" && gaps > 0:
 		m.bucketHardened.WithLabelValues(bucket).Set(0)
+		m.bucketHardeningGaps.WithLabelValues(bucket).Set(float64(gaps))
+	case status == "False":
+		m.bucketHardened.WithLabelValues(bucket).Set(0)
+		m.bucketHardeningGaps.DeleteLabelValues(bucket)
 	default:
-		m.bucketHardened.DeleteLabelValues(bucket)
+		m.facts.clear(bucket, factHardening)
 	}
 }
 
@@ -250,7 +270,6 @@ func (m *metrics) setHardened(bucket, status string) {
 func (m *metrics) initBucket(b *backupBucket) {
 	m.bucketInfo.DeletePartialMatch(prometheus.Labels{"bucket": b.Name})
 	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
-	m.setHardened(b.Name, conditionStatus(b.Conditions, conditionHardened))
 	m.bucketDrift.WithLabelValues(b.Name)
 	m.bucketRepairs.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)

@@ -26,7 +26,8 @@ func metricsTestFull() *metrics {
 	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketStrangers.WithLabelValues("").Set(1)
 	m.bucketExtensions.WithLabelValues("")
-	m.setHardened("", "True")
+	m.showHardening("", "True", 0)
+	m.bucketKeyAgeKnown.WithLabelValues("")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
 	m.purgedObjects.WithLabelValues("")
@@ -265,12 +266,13 @@ func TestForgetBucket(t *testing.T) {
 		m.setTombstones(name, 1, 2, 3, time.Unix(4, 0))
 		m.bucketStrangers.WithLabelValues(name).Set(1)
 		m.bucketExtensions.WithLabelValues(name)
-		m.setHardened(name, "False")
+		m.showHardening(name, "False", 2)
+		m.bucketKeyAgeKnown.WithLabelValues(name)
 		m.bucketKeyCreated.WithLabelValues(name)
 		m.bucketKeyRotations.WithLabelValues(name)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 26 {
+	if len(others) != 28 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

@@ -52,8 +52,10 @@ const (
 	gardenNamespace       = "garden"
 	generatedSecretPrefix = "generated-bucket-"
 
-	// annotationKeyCreated tells when the published key was created, in RFC 3339.
+	// annotationKeyCreated tells when the published key was created, in RFC 3339, and annotationKeySince, where that is not known,
+	// since when it is published: it is at least as old.
 	annotationKeyCreated = "bucketwarden/key-created"
+	annotationKeySince   = "bucketwarden/key-published-since"
 )
 
 // secrets reads and writes the secrets around one resource.
@@ -196,6 +198,12 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 		Type: corev1.SecretTypeOpaque, Data: data}
 	if !created.IsZero() {
 		wanted.Annotations = map[string]string{annotationKeyCreated: created.UTC().Format(time.RFC3339)}
+	} else {
+		since := time.Now()
+		if existing != nil && hashData(existing.Data) == hashData(data) && !keySince(existing).IsZero() {
+			since = keySince(existing)
+		}
+		wanted.Annotations = map[string]string{annotationKeySince: since.UTC().Format(time.RFC3339)}
 	}
 	client := s.client.CoreV1().Secrets(ref.Namespace)
 	if moved := existing != nil && existing.Namespace != ref.Namespace; existing == nil || moved {
@@ -220,9 +228,7 @@ func (s *secrets) publish(ctx context.Context, b *backupBucket, existing *corev1
 	wanted.Labels = existing.Labels
 	annotations := maps.Clone(existing.Annotations)
 	delete(annotations, annotationKeyCreated)
-	if wanted.Annotations == nil {
-		wanted.Annotations = map[string]string{}
-	}
+	delete(annotations, annotationKeySince)
 	maps.Copy(wanted.Annotations, annotations)
 	patch := replaceSecretPatch(existing, wanted)
 	if patch == nil {

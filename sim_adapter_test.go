@@ -408,7 +408,7 @@ const simVerifyInterval = time.Hour
 
 // wire puts a life of a daemon together.
 func (d *simDaemon) wire(life *simLife) {
-	metrics := d.w.metrics
+	metrics := newMetrics()
 	s3Provider, azureProvider := newS3Clients(metrics), newAzureClients(metrics, nil)
 	a := &scope{classes: []string{defaultClass}, providers: map[string]provider{
 		"aws": simOpener{s3Provider, life, storeS3}, "azure": simAzureProvider{azureProvider, simOpener{nil, life, storeAzure}}}}
@@ -448,6 +448,12 @@ func (d *simDaemon) wire(life *simLife) {
 		scope:    a, recorder: recorder, metrics: metrics, purges: &purges{}, keys: keys,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
+	staleBuckets := controller(resourceStaleness)
+	staleBuckets.reconcile = (&staleness{bucketReconciler: bucketReconciler, controller: staleBuckets}).reconcile
+	staleBuckets.onGone = metrics.facts.forget
+	if _, err := watchObjects(d.buckets, a, staleBuckets, staleBuckets.queue.Add); err != nil {
+		panic(err)
+	}
 	if _, err := watchObjects(d.buckets, a, bucketController, bucketController.queue.Add); err != nil {
 		panic(err)
 	}

@@ -61,7 +61,6 @@ type simWorld struct {
 	store   *simStore
 	truth   *simTruth
 	daemons []*simDaemon
-	metrics *metrics
 	counts  simCounts
 
 	parkedMu    sync.Mutex
@@ -116,7 +115,7 @@ func (w *simWorld) violation(kind, format string, args ...any) {
 }
 
 func newSimWorld(seed uint64, counts simCounts) *simWorld {
-	w := &simWorld{seed: seed, rng: rand.New(rand.NewPCG(seed, 17)), counts: counts, metrics: newMetrics()}
+	w := &simWorld{seed: seed, rng: rand.New(rand.NewPCG(seed, 17)), counts: counts}
 	w.store, w.truth = newSimStore(w), newSimTruth(w)
 	w.store.skew = time.Duration(w.rng.IntN(41)-20) * time.Second
 	for _, name := range []string{"A", "B"} {

@@ -64,13 +64,8 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 		return 0, err
 	}
 	// The secret of a spec that was not reconciled may be another one; the next
-	// verification asks again. The API server counts a deletion as a generation
-	// (kubernetes/kubernetes staging/src/k8s.io/apiserver/pkg/registry/rest/delete.go).
-	observed := b.ObservedGeneration
-	if b.DeletionTimestamp != nil {
-		observed++
-	}
-	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || b.Generation > observed {
+	// verification asks again.
+	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || !b.specObserved() {
 		return 0, nil
 	}
 	objects, err := s.openContents(ctx, b)
@@ -132,6 +127,7 @@ func (s *sweeper) pass(ctx context.Context, b *backupBucket, objects Objects) (t
 		one(of)
 	}
 	s.setPlans(b.Name, current)
+	s.metrics.facts.confirm(b.Name, factSweep, 0, time.Now())
 	s.metrics.bucketStrangers.WithLabelValues(b.Name).Set(float64(reader.strangers))
 	next := s.report(b, current, reader.now)
 	if failure != nil || next.IsZero() || next.Sub(reader.now) > s.sweepInterval() {

@@ -467,6 +467,9 @@ func TestBucketHardeningKeepsWhatOthersConfigured(t *testing.T) {
 				t.Errorf("condition BucketHardened does not tell of %q: %v", gap, hardened)
 			}
 		}
+		if told := d.value(t, "bucketwarden_backupbucket_hardening_gaps", "bucket="+name); (told > 0) != (len(gaps[store.name]) > 0) {
+			t.Errorf("bucketwarden_backupbucket_hardening_gaps is %v with %q", told, message)
+		}
 		// Whatever was tried, objects can be written.
 		store.putObject(t, name, "shoot--p--s--1/etcd-main/v2/Full", noRetention)
 

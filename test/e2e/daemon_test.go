@@ -361,6 +361,8 @@ func TestStoreOutage(t *testing.T) {
 		return nil
 	})
 	mustEqual(t, "version of the BackupBucket", get(t, buckets, name).GetResourceVersion(), before.GetResourceVersion())
+	// What was known counts for a while.
+	mustEqual(t, "bucketwarden_backupbucket_locked", d.value(t, "bucketwarden_backupbucket_locked", "bucket="+name), 1.0)
 	// A reconcile says what is wrong, and succeeds by itself later.
 	reconcile(t, buckets, name, setImmutability(immutability("compliance", "120h")))
 	waitFailed(t, buckets, name, codeRetryableDependencies)
