@@ -6,7 +6,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -21,9 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
@@ -342,22 +342,31 @@ func indexByNamespace(obj any) ([]string, error) {
 	return []string{namespace}, nil
 }
 
-func newBucketInformer(client dynamic.Interface) (cache.SharedIndexInformer, error) {
-	informer := dynamicinformer.NewFilteredDynamicInformer(client, bucketsGVR, metav1.NamespaceAll, 0,
-		cache.Indexers{indexSecret: indexBySecret}, nil).Informer()
-	return informer, informer.SetTransform(transformWith(decodeBucket))
+func newBucketInformer(client dynamic.Interface) (cache.SharedIndexInformer, *feed, error) {
+	return newObjectInformer(client, bucketsGVR, transformWith(decodeBucket), cache.Indexers{indexSecret: indexBySecret})
 }
 
-func newEntryInformer(client dynamic.Interface) (cache.SharedIndexInformer, error) {
-	informer := dynamicinformer.NewFilteredDynamicInformer(client, entriesGVR, metav1.NamespaceAll, 0,
-		cache.Indexers{indexSecret: indexBySecret, indexNamespace: indexByNamespace}, nil).Informer()
-	return informer, informer.SetTransform(transformWith(decodeEntry))
+func newEntryInformer(client dynamic.Interface) (cache.SharedIndexInformer, *feed, error) {
+	return newObjectInformer(client, entriesGVR, transformWith(decodeEntry),
+		cache.Indexers{indexSecret: indexBySecret, indexNamespace: indexByNamespace})
+}
+
+func newObjectInformer(client dynamic.Interface, gvr schema.GroupVersionResource, transform cache.TransformFunc,
+	indexers cache.Indexers) (cache.SharedIndexInformer, *feed, error) {
+	resource := client.Resource(gvr)
+	informer, f, err := newFeed(gvr.GroupResource(), client, func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		return resource.List(ctx, o)
+	}, resource.Watch, &unstructured.Unstructured{}, indexers)
+	return informer, f, errors.Join(err, informer.SetTransform(transform))
 }
 
 // newMetadataInformer watches a core resource without its contents.
-func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResource) (cache.SharedIndexInformer, error) {
-	informer := metadatainformer.NewFilteredMetadataInformer(client, gvr, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
-	return informer, informer.SetTransform(func(obj any) (any, error) {
+func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResource) (cache.SharedIndexInformer, *feed, error) {
+	resource := client.Resource(gvr)
+	informer, f, err := newFeed(gvr.GroupResource(), client, func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		return resource.List(ctx, o)
+	}, resource.Watch, &metav1.PartialObjectMetadata{}, cache.Indexers{})
+	return informer, f, errors.Join(err, informer.SetTransform(func(obj any) (any, error) {
 		m, ok := obj.(*metav1.PartialObjectMetadata)
 		if !ok {
 			return nil, fmt.Errorf("unexpected object of type %T", obj)
@@ -368,7 +377,7 @@ func newMetadataInformer(client metadata.Interface, gvr schema.GroupVersionResou
 			kept.Annotations = map[string]string{annotationShootUID: uid}
 		}
 		return kept, nil
-	})
+	}))
 }
 
 // scope decides which objects are ours and which of their events count.

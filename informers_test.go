@@ -694,10 +694,10 @@ status: {lastOperation: {type: Create, state: Succeeded, progress: 100, descript
 	}
 	meta := metadatafake.NewSimpleMetadataClient(scheme, secret)
 
-	buckets, err1 := newBucketInformer(dyn)
-	entries, err2 := newEntryInformer(dyn)
-	secrets, err3 := newMetadataInformer(meta, secretsGVR)
-	namespaces, err4 := newMetadataInformer(meta, namespaceGVR)
+	buckets, _, err1 := newBucketInformer(dyn)
+	entries, _, err2 := newEntryInformer(dyn)
+	secrets, _, err3 := newMetadataInformer(meta, secretsGVR)
+	namespaces, _, err4 := newMetadataInformer(meta, namespaceGVR)
 	for _, err := range []error{err1, err2, err3, err4} {
 		if err != nil {
 			t.Fatal(err)

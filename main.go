@@ -173,6 +173,14 @@ func (c *config) classes() []string {
 	return classes
 }
 
+// role is what this instance is for, as a metric label.
+func (c *config) role() string {
+	if c.controllers {
+		return "controllers"
+	}
+	return "admission"
+}
+
 // scope says which objects and events are this instance's business; providers are all stores by name.
 func (c *config) scope(providers map[string]provider) *scope {
 	s := &scope{providers: map[string]provider{}, classes: c.classes(), ignoreOperationAnnotation: c.ignoreOperationAnnotation}

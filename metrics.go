@@ -64,6 +64,9 @@ type metrics struct {
 	endpointOpen           *prometheus.GaugeVec
 	endpointWaiting        *prometheus.GaugeVec
 	reconcileDuration      *prometheus.HistogramVec
+	failingObjects         *prometheus.GaugeVec
+	connectionsEvicted     *prometheus.CounterVec
+	info                   *prometheus.GaugeVec
 	panics                 *prometheus.CounterVec
 	apiRequests            *prometheus.CounterVec
 	admissionReviews       *prometheus.CounterVec
@@ -165,6 +168,7 @@ func newMetrics() *metrics {
 		"answer again.", "endpoint")
 	m.reconcileDuration = histogram("bucketwarden_reconcile_duration_seconds", "Duration of one reconcile.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 180}, "resource", "outcome")
+	m.failingObjects = gauge("bucketwarden_failing_objects", "Objects whose last three passes or more have failed.", "resource")
 	m.panics = counter("bucketwarden_reconcile_panics_total", "Reconciles that ended in a panic.", "resource")
 	m.apiRequests = counter("rest_client_requests_total", "Requests to the Kubernetes API server.", "code", "method")
 	m.admissionReviews = counter("bucketwarden_admission_reviews_total", "Admission reviews answered; refused are those "+
@@ -178,11 +182,13 @@ func newMetrics() *metrics {
 		[]float64{.0001, .00025, .0005, .001, .002, .005, .01, .025, .1, .5, 1, 5}, "resource")
 	m.webhookCertificateExpiry = gauge("bucketwarden_webhook_certificate_expiry_timestamp_seconds",
 		"Unix time at which the certificate that the webhook serves expires; missing until there is one.")
+	m.connectionsEvicted = counter("bucketwarden_connections_evicted_total", "Connections closed to make room for new ones.", "server")
 	m.leader = prometheus.NewGauge(prometheus.GaugeOpts{Name: "bucketwarden_leader", Help: "1 if this replica works on " +
-		"BackupBuckets and BackupEntries, 0 if another one does; missing if it is for admission only."})
+		"BackupBuckets and BackupEntries, 0 if another one does or if it cannot; missing if it is for admission only."})
 	m.registry.MustRegister(m.leader)
 	gauge("bucketwarden_build_info", "The version of this daemon; always 1.", "version", "goversion").
 		WithLabelValues(buildVersion(), runtime.Version()).Set(1)
+	m.info = gauge("bucketwarden_info", "What this daemon is for; always 1.", "role", "class")
 	m.queue = queueMetrics{
 		depth: gauge("workqueue_depth", "Items waiting in the workqueue.", "name"),
 		adds:  counter("workqueue_adds_total", "Items added to the workqueue.", "name"),
@@ -200,11 +206,15 @@ func newMetrics() *metrics {
 
 	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceCertificates} {
 		m.panics.WithLabelValues(resource)
+		m.failingObjects.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
 			m.reconcileDuration.WithLabelValues(resource, outcome)
 		}
 	}
 	m.panics.WithLabelValues(resourceReviews)
+	for _, server := range []string{serverMetrics, serverHealth, serverWebhook} {
+		m.connectionsEvicted.WithLabelValues(server)
+	}
 	m.initAdmission()
 	return m
 }

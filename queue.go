@@ -108,6 +108,8 @@ type controller struct {
 	// parts are what the queue of stores has to do, running what workers do.
 	parts   map[cache.ObjectName]*storePart
 	running map[cache.ObjectName]*running
+	// outcomes is how passes end.
+	outcomes *outcomes
 }
 
 func newController(resource string, m *metrics) *controller {
@@ -124,6 +126,7 @@ func newController(resource string, m *metrics) *controller {
 		throttled: map[cache.ObjectName]time.Time{},
 		parts:     map[cache.ObjectName]*storePart{},
 		running:   map[cache.ObjectName]*running{},
+		outcomes:  newOutcomes(resource, m),
 	}
 }
 
@@ -237,6 +240,7 @@ func (c *controller) gone(key cache.ObjectName) {
 		at.interrupt()
 	}
 	c.mu.Unlock()
+	c.outcomes.forget(key)
 	c.endpoints.awake(c.id(key))
 	c.queue.Forget(key)
 	if c.onGone != nil {
@@ -286,6 +290,7 @@ func (c *controller) processNext(ctx context.Context) bool {
 		return false
 	}
 	defer c.queue.Done(key)
+	c.outcomes.taken.Add(1)
 	if wait := c.endpoints.sleep(c.id(key)); wait > 0 {
 		c.queue.AddAfter(key, wait)
 		return true
@@ -312,6 +317,7 @@ func (c *controller) processStore(ctx context.Context) bool {
 		return false
 	}
 	defer c.stores.Done(key)
+	c.outcomes.storesTaken.Add(1)
 	if wait := c.endpoints.sleep(c.id(key)); wait > 0 {
 		c.stores.AddAfter(key, wait)
 		return true
@@ -414,13 +420,11 @@ func (c *controller) process(ctx context.Context, key cache.ObjectName, part *st
 	if now.interrupted && err != nil {
 		return
 	}
-	outcome := outcomeSuccess
+	outcome := c.outcomeOf(key, again, err, panicked)
 	switch {
 	case panicked:
-		outcome = outcomePanic
 		c.queue.AddRateLimited(key)
 	case err != nil:
-		outcome = outcomeError
 		after := retryAfter(err)
 		switch {
 		case again > 0:
@@ -431,11 +435,14 @@ func (c *controller) process(ctx context.Context, key cache.ObjectName, part *st
 		default:
 			c.queue.AddRateLimited(key)
 		}
-		if ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded {
+		switch {
+		case ctx.Err() != nil && context.Cause(ctx) != context.DeadlineExceeded:
+		case outcome == outcomeError:
 			logger.Error(err, "Reconcile failed", "failures", c.queue.NumRequeues(key))
+		default:
+			logger.V(2).Info("Reconcile comes again", "reason", err.Error())
 		}
 	case again > 0:
-		outcome = outcomeAgain
 		c.queue.Forget(key)
 		c.queue.AddAfter(key, again)
 	default:
@@ -449,6 +456,7 @@ func (c *controller) process(ctx context.Context, key cache.ObjectName, part *st
 	if err == nil {
 		c.endpoints.awake(p.id)
 	}
+	c.noteOutcome(key, now, outcome, err)
 	c.metrics.reconcileDuration.WithLabelValues(c.resource, outcome).Observe(time.Since(part.start).Seconds())
 }
 

@@ -165,7 +165,7 @@ func testThirdStoreDaemon(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
-	work.Go(func() { d.work(ctx, ctx) })
+	work.Go(func() { d.work(ctx, ctx, nil) })
 	defer work.Wait()
 	defer stop()
 

@@ -34,6 +34,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
@@ -58,6 +59,8 @@ const (
 	maxCertificateGrace    = 10 * time.Minute
 	maxCertificateBackdate = time.Hour
 
+	// certificateFilesInterval is how often files are looked at while nobody connects.
+	certificateFilesInterval = time.Minute
 	// certificateInterval is how often the certificate is looked at without any event.
 	certificateInterval = time.Hour
 	// publishInterval keeps two installations that were given the same
@@ -115,9 +118,17 @@ func (f *fileCertificate) load() error {
 	return nil
 }
 
-// get is a tls.Config's GetCertificate. Files that changed are read again; while they do
-// not fit together, being half-written, the last certificate stays.
-func (f *fileCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// run reads files that changed also while nobody connects, until ctx ends: what is shown of the certificate stays true.
+func (f *fileCertificate) run(ctx context.Context) {
+	wait.UntilWithContext(ctx, func(context.Context) { f.reload() }, certificateFilesInterval)
+}
+
+// get is a tls.Config's GetCertificate.
+func (f *fileCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.reload(), nil }
+
+// reload returns the certificate to serve with. Files that changed are read again; while they do not fit together, being
+// half-written, the last certificate stays.
+func (f *fileCertificate) reload() *tls.Certificate {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// The files are looked at before they are read: what changes in between is read again
@@ -129,7 +140,7 @@ func (f *fileCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				"notAfter", f.current.Leaf.NotAfter)
 		}
 	}
-	return f.current, nil
+	return f.current
 }
 
 // ready returns nil: there is a certificate from the start.

@@ -1396,3 +1396,37 @@ func TestCertificateFilesConcurrently(t *testing.T) {
 		t.Errorf("the last one is not served: %v", err)
 	}
 }
+
+// Files that change are read also while nobody connects: what is shown of the certificate is what would be served.
+func TestCertificateFilesWithoutConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		write := func(pair *servingPair) {
+			certificateTestWrite(t, filepath.Join(dir, "tls.crt"), pair.crt)
+			certificateTestWrite(t, filepath.Join(dir, "tls.key"), pair.key)
+		}
+		old, renewed := certificateTestPair(t, time.Hour), certificateTestPair(t, 1000*time.Hour)
+		write(old)
+		f, err := newFileCertificate(dir, newMetrics())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { f.run(ctx) })
+		expect := func(pair *servingPair) {
+			t.Helper()
+			if got := queueTestSeries(t, f.metrics, "bucketwarden_webhook_certificate_expiry_timestamp_seconds"); got != float64(pair.Leaf.NotAfter.Unix()) {
+				t.Errorf("the metric says that it expires at %v, want %d", got, pair.Leaf.NotAfter.Unix())
+			}
+		}
+		time.Sleep(certificateFilesInterval / 2)
+		write(renewed)
+		expect(old)
+		time.Sleep(certificateFilesInterval)
+		synctest.Wait()
+		expect(renewed)
+		stop()
+		running.Wait()
+	})
+}

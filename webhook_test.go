@@ -1599,6 +1599,8 @@ func (c *testCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 }
 func (c *testCertificate) ready() error { return nil }
 
+func (*testCertificate) run(context.Context) {}
+
 // TestWebhookTLS talks to the daemon as the API server does.
 func TestWebhookTLS(t *testing.T) {
 	core := fake.NewClientset()

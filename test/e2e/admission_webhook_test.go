@@ -27,7 +27,7 @@ func TestAdmissionWebhook(t *testing.T) {
 }
 
 // startAdmission starts a daemon without controllers and waits until the API server asks it.
-func startAdmission(t *testing.T, k *env.Kube, namespace string) {
+func startAdmission(t *testing.T, k *env.Kube, namespace string) *env.Daemon {
 	t.Helper()
 	d, err := env.StartDaemon(t.Context(), env.DaemonOptions{
 		Binary: binaries.Daemon, Kubeconfig: k.Kubeconfig, OnWebhook: k.InstallWebhook,
@@ -52,6 +52,7 @@ func startAdmission(t *testing.T, k *env.Kube, namespace string) {
 	if err := k.AwaitWebhook(t.Context(), timeout, "aws"); err != nil {
 		t.Fatal(err)
 	}
+	return d
 }
 
 // answered makes a request again as long as nobody had the time to judge it.
