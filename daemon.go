@@ -176,7 +176,11 @@ func (d *daemon) wireWebhook(dyn dynamic.Interface, meta metadata.Interface, sco
 		d.certificate = files
 		return nil
 	}
-	certificate, err := newSelfManagedCertificate(d.core, meta, d.config.namespace, d.config.webhookConfiguration,
+	configurations := []webhookConfiguration{{name: d.config.webhookConfiguration}}
+	if name := d.config.mutatingWebhookConfiguration; name != "" {
+		configurations = append(configurations, webhookConfiguration{mutating: true, name: name})
+	}
+	certificate, err := newSelfManagedCertificate(d.core, meta, d.config.namespace, configurations,
 		d.config.webhookCertLifetime, d.metrics)
 	if err != nil {
 		return fmt.Errorf("preparing the webhook's certificate: %w", err)
@@ -304,6 +308,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.webhook != nil {
 		mux := http.NewServeMux()
 		mux.Handle(webhookPath, d.webhook)
+		mux.Handle(weakeningPath, d.webhook)
 		config := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: d.certificate.get}
 		if err := serve(serveCtx, &servers, serverWebhook, d.config.webhookAddress, mux, config, maxWebhookConnections, d.metrics); err != nil {
 			return err

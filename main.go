@@ -44,26 +44,27 @@ const (
 
 // config is what the flags say.
 type config struct {
-	kubeconfig                string
-	types                     typeFlag
-	class                     string
-	ignoreOperationAnnotation bool
-	concurrentSyncs           int
-	verifyInterval            time.Duration
-	metricsAddress            string
-	healthAddress             string
-	namespace                 string
-	azureCloudConfig          string
-	controllers               bool
-	webhookAddress            string
-	webhookConfiguration      string
-	webhookCertDir            string
-	webhookCertLifetime       time.Duration
-	leaderElect               bool
-	loggingFormat             string
-	profiling                 bool
-	version                   bool
-	verbosity                 int
+	kubeconfig                   string
+	types                        typeFlag
+	class                        string
+	ignoreOperationAnnotation    bool
+	concurrentSyncs              int
+	verifyInterval               time.Duration
+	metricsAddress               string
+	healthAddress                string
+	namespace                    string
+	azureCloudConfig             string
+	controllers                  bool
+	webhookAddress               string
+	webhookConfiguration         string
+	mutatingWebhookConfiguration string
+	webhookCertDir               string
+	webhookCertLifetime          time.Duration
+	leaderElect                  bool
+	loggingFormat                string
+	profiling                    bool
+	version                      bool
+	verbosity                    int
 }
 
 func (c *config) register(fs *flag.FlagSet) {
@@ -85,6 +86,9 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.StringVar(&c.webhookAddress, "webhook-address", ":10250", "`address` of the admission webhook; empty switches admission off")
 	fs.StringVar(&c.webhookConfiguration, "webhook-configuration", programName,
 		"`name` of the ValidatingWebhookConfiguration that says under which names the webhook is called, and whose caBundle is kept")
+	fs.StringVar(&c.mutatingWebhookConfiguration, "mutating-webhook-configuration", "",
+		"`name` of the MutatingWebhookConfiguration, which lets the webhook deny weakenings before the ValidatingAdmissionPolicy does; "+
+			"its caBundle is kept as well (default: there is none)")
 	fs.StringVar(&c.webhookCertDir, "webhook-cert-dir", "", "`directory` with tls.crt and tls.key of the webhook, read "+
 		"again when they change; default: a self-managed certificate in a Secret of --namespace")
 	fs.DurationVar(&c.webhookCertLifetime, "webhook-cert-lifetime", 90*24*time.Hour, "how long a self-managed certificate "+

@@ -33,6 +33,10 @@ import (
 const (
 	// webhookPath is where the API server sends its reviews.
 	webhookPath = "/validate"
+	// weakeningPath is where it sends those of its MutatingWebhookConfiguration. It asks that one before its
+	// ValidatingAdmissionPolicies, which end a request that they deny, so that only here every weakening is seen: by whom, of
+	// what. Nothing is mutated, and only weakenings are denied; all else comes again to webhookPath, and counts there.
+	weakeningPath = "/weakening"
 
 	// maxReviewBytes: etcd takes at most 1.5 MiB for an object, and a review has the old and
 	// the new one.
@@ -70,6 +74,9 @@ const (
 	// reasonLookup: what the answer depends on could not be read.
 	reasonLookup = "lookup"
 )
+
+// weakeningReasons are those that the ValidatingAdmissionPolicy denies for, too.
+var weakeningReasons = []string{reasonDisable, reasonUnlock, reasonShorten}
 
 // warnMoved is a reason of a warning, beside those of policyWarnings.
 const warnMoved = "moved"
@@ -149,7 +156,7 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
 	defer cancel()
-	response := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: w.review(ctx, review.Request)}
+	response := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: w.review(ctx, review.Request, r.URL.Path == weakeningPath)}
 	data, err := stdjson.Marshal(response)
 	if err != nil {
 		http.Error(rw, fmt.Sprintf("encoding the answer: %v", err), http.StatusInternalServerError)
@@ -215,11 +222,14 @@ func (w *webhook) read(rw http.ResponseWriter, r *http.Request, full bool) (*adm
 	return review, 0, nil
 }
 
-// review answers one request.
-func (w *webhook) review(ctx context.Context, request *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+// review answers one request; with weakenings it leaves all else to a later one.
+func (w *webhook) review(ctx context.Context, request *admissionv1.AdmissionRequest, weakenings bool) *admissionv1.AdmissionResponse {
 	start := time.Now()
 	resource := schema.GroupResource{Group: request.Resource.Group, Resource: request.Resource.Resource}.String()
 	v, understood := w.judge(ctx, request)
+	if weakenings && understood && !slices.Contains(weakeningReasons, v.reason) {
+		return &admissionv1.AdmissionResponse{UID: request.UID, Allowed: true}
+	}
 	operation, outcome := string(request.Operation), outcomeAllowed
 	switch {
 	case !understood:

@@ -1,11 +1,10 @@
 // The certificate that the webhook serves with: from files, read again when they change, or self-managed in a Secret that
-// all replicas share. The CA bundle in the ValidatingWebhookConfiguration always has the authorities of every certificate
+// all replicas share. The CA bundle in the webhook configurations always has the authorities of every certificate
 // that a replica may still serve, so that a renewal never makes a review fail. Conflicts of replicas are retried.
 
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,27 +12,22 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -64,11 +58,9 @@ const (
 	// certificateInterval is how often the certificate is looked at without any event.
 	certificateInterval = time.Hour
 	// publishInterval keeps two installations that were given the same
-	// ValidatingWebhookConfiguration from overwriting each other as fast as they can.
+	// configuration from overwriting each other as fast as they can.
 	publishInterval = time.Second
 )
-
-var webhookConfigurationsGVR = admissionregistrationv1.SchemeGroupVersion.WithResource("validatingwebhookconfigurations")
 
 // fileCertificate is a certificate that others keep in files, such as cert-manager.
 type fileCertificate struct {
@@ -354,17 +346,16 @@ func (s *servingState) choose(now time.Time, serverName string) *servingPair {
 }
 
 // selfManagedCertificate keeps certificates in a Secret and their CAs in the caBundle of
-// every webhook of a ValidatingWebhookConfiguration. Any number of instances may do so at
-// the same time.
+// every webhook of its configurations. Any number of instances may do so at the same time.
 type selfManagedCertificate struct {
-	client        kubernetes.Interface
-	namespace     string
-	configuration string
-	lifetime      time.Duration
-	metrics       *metrics
-	now           func() time.Time
-	controller    *controller
-	informers     []cache.SharedIndexInformer
+	client         kubernetes.Interface
+	namespace      string
+	configurations []webhookConfiguration
+	lifetime       time.Duration
+	metrics        *metrics
+	now            func() time.Time
+	controller     *controller
+	informers      []cache.SharedIndexInformer
 
 	// state is nil until there is a certificate.
 	state atomic.Pointer[servingState]
@@ -375,24 +366,26 @@ type selfManagedCertificate struct {
 	publishedAt time.Time
 }
 
-// newSelfManagedCertificate prepares certificates with a lifetime for a
-// ValidatingWebhookConfiguration, kept in a namespace.
-func newSelfManagedCertificate(core kubernetes.Interface, meta metadata.Interface, namespace, configuration string,
-	lifetime time.Duration, m *metrics) (*selfManagedCertificate, error) {
-	c := &selfManagedCertificate{client: core, namespace: namespace, configuration: configuration, lifetime: lifetime,
+// newSelfManagedCertificate prepares certificates with a lifetime for webhook configurations,
+// kept in a namespace.
+func newSelfManagedCertificate(core kubernetes.Interface, meta metadata.Interface, namespace string,
+	configurations []webhookConfiguration, lifetime time.Duration, m *metrics) (*selfManagedCertificate, error) {
+	c := &selfManagedCertificate{client: core, namespace: namespace, configurations: configurations, lifetime: lifetime,
 		metrics: m, now: time.Now,
 		controller: newController(resourceCertificates, m)}
 	c.controller.reconcile = c.reconcile
-	// The key stands for both objects, which may not exist yet.
-	key := cache.ObjectName{Name: configuration}
+	// The key stands for all objects, which may not exist yet.
+	key := cache.ObjectName{Name: certificateSecret}
 	c.controller.enqueue(key)
-	for _, object := range []struct {
+	type watched struct {
 		gvr             schema.GroupVersionResource
 		namespace, name string
-	}{
-		{webhookConfigurationsGVR, metav1.NamespaceNone, configuration},
-		{secretsGVR, namespace, certificateSecret},
-	} {
+	}
+	objects := []watched{{secretsGVR, namespace, certificateSecret}}
+	for _, configuration := range configurations {
+		objects = append(objects, watched{configuration.gvr(), metav1.NamespaceNone, configuration.name})
+	}
+	for _, object := range objects {
 		// Only metadata, and only of this object, which is all that RBAC needs to allow.
 		informer := metadatainformer.NewFilteredMetadataInformer(meta, object.gvr, object.namespace, 0, cache.Indexers{},
 			func(options *metav1.ListOptions) {
@@ -446,21 +439,23 @@ func (c *selfManagedCertificate) reconcile(ctx context.Context, _ cache.ObjectNa
 }
 
 func (c *selfManagedCertificate) pass(ctx context.Context) (time.Duration, error) {
-	// The configuration is read before the Secret and written only as it was read. So a
+	// The configurations are read before the Secret and written only as they were read. So a
 	// bundle never replaces one that was made of a newer Secret.
-	configuration, err := c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, c.configuration,
-		metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return 0, fmt.Errorf("the ValidatingWebhookConfiguration %s does not exist: create it (the Helm chart has it), "+
-			"set --webhook-configuration, or switch admission off with --webhook-address=", c.configuration)
+	var read []readConfiguration
+	var names []string
+	for _, configuration := range c.configurations {
+		r, err := configuration.read(ctx, c.client)
+		if err != nil {
+			return 0, err
+		}
+		own, err := webhookNames(r.webhooks)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", configuration, err)
+		}
+		read, names = append(read, r), append(names, own...)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
-	}
-	names, err := webhookNames(configuration)
-	if err != nil {
-		return 0, fmt.Errorf("ValidatingWebhookConfiguration %s: %w", c.configuration, err)
-	}
+	slices.Sort(names)
+	names = slices.Compact(names)
 	secret, err := c.client.CoreV1().Secrets(c.namespace).Get(ctx, certificateSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		secret = nil
@@ -475,7 +470,7 @@ func (c *selfManagedCertificate) pass(ctx context.Context) (time.Duration, error
 		reason = "there is none"
 	} else if state.servingGenerations, err = parseServingGenerations(secret.Data, now); err != nil {
 		reason = fmt.Sprintf("the one in the secret cannot be used: %v", err)
-	} else if c.seePublished(state, configuration, now); !state.newest.covers("", names) {
+	} else if c.seePublished(state, read, now); !state.newest.covers("", names) {
 		reason = "the webhooks have other names"
 	} else if !now.Before(state.newest.renewAt()) {
 		reason = "less than a third of its lifetime is left"
@@ -490,15 +485,15 @@ func (c *selfManagedCertificate) pass(ctx context.Context) (time.Duration, error
 	defer c.report(ctx)
 
 	bundle := encodeCAs(state.cas)
-	wrong := func(w admissionregistrationv1.ValidatingWebhook) bool {
-		return !bytes.Equal(w.ClientConfig.CABundle, bundle)
-	}
-	if slices.ContainsFunc(configuration.Webhooks, wrong) {
+	outdated := slices.DeleteFunc(read, func(r readConfiguration) bool { return r.has(bundle) })
+	if len(outdated) > 0 {
 		if wait := publishInterval - now.Sub(c.publishedAt); wait > 0 && wait <= publishInterval {
 			return wait, nil
 		}
-		if err := c.publish(ctx, configuration, bundle); err != nil {
-			return 0, err
+		for _, r := range outdated {
+			if err := r.publish(ctx, c.client, bundle); err != nil {
+				return 0, err
+			}
 		}
 		c.publishedAt = c.now()
 		if state.published.IsZero() {
@@ -515,47 +510,15 @@ func (c *selfManagedCertificate) pass(ctx context.Context) (time.Duration, error
 	return next, nil
 }
 
-// webhookNames are the names that API servers verify: for a service NAME.NAMESPACE.svc,
-// else the host of the URL (kubernetes/kubernetes
-// staging/src/k8s.io/apiserver/pkg/util/webhook/client.go). Sorted.
-func webhookNames(configuration *admissionregistrationv1.ValidatingWebhookConfiguration) ([]string, error) {
-	var names []string
-	for _, webhook := range configuration.Webhooks {
-		if service := webhook.ClientConfig.Service; service != nil {
-			names = append(names, service.Name+"."+service.Namespace+".svc")
-			continue
-		}
-		if webhook.ClientConfig.URL == nil {
-			return nil, fmt.Errorf("the webhook %s has neither clientConfig.service nor clientConfig.url", webhook.Name)
-		}
-		u, err := url.Parse(*webhook.ClientConfig.URL)
-		if err != nil {
-			return nil, fmt.Errorf("clientConfig.url of the webhook %s: %w", webhook.Name, err)
-		}
-		host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
-		if ip := net.ParseIP(host); ip != nil {
-			host = ip.String()
-		}
-		if host == "" {
-			return nil, fmt.Errorf("clientConfig.url of the webhook %s has no host", webhook.Name)
-		}
-		names = append(names, host)
-	}
-	if len(names) == 0 {
-		return nil, errors.New("it has no webhooks, so that nothing says which names the certificate must have")
-	}
-	slices.Sort(names)
-	return slices.Compact(names), nil
-}
-
 // seePublished records that every caBundle has the CA of the newest pair. The time counts
 // from when this instance saw it first, which no clock but its own tells: a bundle may be
 // published long after the certificate was made.
-func (c *selfManagedCertificate) seePublished(state *servingState,
-	configuration *admissionregistrationv1.ValidatingWebhookConfiguration, now time.Time) {
-	for _, webhook := range configuration.Webhooks {
-		if !slices.ContainsFunc(parseCAs(webhook.ClientConfig.CABundle), state.newest.ca.Equal) {
-			return
+func (c *selfManagedCertificate) seePublished(state *servingState, configurations []readConfiguration, now time.Time) {
+	for _, configuration := range configurations {
+		for _, webhook := range configuration.webhooks {
+			if !slices.ContainsFunc(parseCAs(webhook.client.CABundle), state.newest.ca.Equal) {
+				return
+			}
 		}
 	}
 	state.published = now
@@ -595,29 +558,6 @@ func (c *selfManagedCertificate) renew(ctx context.Context, secret *corev1.Secre
 	secret.Data = next.data()
 	_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{FieldManager: fieldManager})
 	return next, wrapf(err, "updating secret %s/%s", c.namespace, certificateSecret)
-}
-
-// publish writes the bundle to all webhooks of the configuration as it was read. In a
-// strategic merge patch webhooks are known by name, and fields that this version of the
-// API does not know stay.
-func (c *selfManagedCertificate) publish(ctx context.Context,
-	configuration *admissionregistrationv1.ValidatingWebhookConfiguration, bundle []byte) error {
-	var webhooks []any
-	for _, webhook := range configuration.Webhooks {
-		webhooks = append(webhooks, map[string]any{"name": webhook.Name, "clientConfig": map[string]any{"caBundle": bundle}})
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": configuration.ResourceVersion},
-		"webhooks": webhooks})
-	if err != nil {
-		return fmt.Errorf("encoding a patch of the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
-	}
-	_, err = c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Patch(ctx, c.configuration,
-		types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-	if err != nil {
-		return fmt.Errorf("writing caBundle to the ValidatingWebhookConfiguration %s: %w", c.configuration, err)
-	}
-	klog.FromContext(ctx).Info("Published the CA certificates", "count", len(parseCAs(bundle)))
-	return nil
 }
 
 // report tells of the certificate being served if it is another one than before.

@@ -60,6 +60,8 @@ type certificateTestServer struct {
 	version int
 	secret  *corev1.Secret
 	config  *admissionregistrationv1.ValidatingWebhookConfiguration
+	// mutating is nil if there is none; of the same name.
+	mutating *admissionregistrationv1.MutatingWebhookConfiguration
 	// trace is what was requested.
 	trace []string
 	// before runs before a request is served; its error is the answer.
@@ -79,6 +81,23 @@ func newCertificateTestServer(t *testing.T) *certificateTestServer {
 	s := &certificateTestServer{t: t}
 	s.setConfiguration(certificateTestService("a", "bucketwarden"), certificateTestService("b", "bucketwarden"))
 	return s
+}
+
+// configurations are those that an instance is told of.
+func (s *certificateTestServer) configurations() []webhookConfiguration {
+	all := []webhookConfiguration{{name: certificateTestConfiguration}}
+	if s.mutating != nil {
+		all = append(all, webhookConfiguration{mutating: true, name: certificateTestConfiguration})
+	}
+	return all
+}
+
+// setMutating is what an operator does to the MutatingWebhookConfiguration.
+func (s *certificateTestServer) setMutating(webhooks ...admissionregistrationv1.MutatingWebhook) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mutating = &admissionregistrationv1.MutatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: certificateTestConfiguration, ResourceVersion: s.nextVersion()}, Webhooks: webhooks}
 }
 
 func certificateTestService(webhook, service string) admissionregistrationv1.ValidatingWebhook {
@@ -186,6 +205,27 @@ func (s *certificateTestServer) serve(action clienttesting.Action) (runtime.Obje
 			return nil, apierrors.NewNotFound(resource, "x")
 		}
 		return s.config.DeepCopy(), nil
+	case "get mutatingwebhookconfigurations":
+		if s.mutating == nil || action.(clienttesting.GetAction).GetName() != certificateTestConfiguration {
+			return nil, apierrors.NewNotFound(resource, "x")
+		}
+		return s.mutating.DeepCopy(), nil
+	case "patch mutatingwebhookconfigurations":
+		var patch admissionregistrationv1.MutatingWebhookConfiguration
+		if err := json.Unmarshal(action.(clienttesting.PatchAction).GetPatch(), &patch); err != nil {
+			s.t.Error(err)
+		}
+		if err := conflict(s.mutating.ResourceVersion, patch.ResourceVersion); err != nil {
+			return nil, err
+		}
+		if len(patch.Webhooks) != len(s.mutating.Webhooks) {
+			s.t.Errorf("the patch has %d webhooks of %d", len(patch.Webhooks), len(s.mutating.Webhooks))
+		}
+		for i := range s.mutating.Webhooks {
+			s.mutating.Webhooks[i].ClientConfig.CABundle = patch.Webhooks[i].ClientConfig.CABundle
+		}
+		s.mutating.ResourceVersion = s.nextVersion()
+		return s.mutating.DeepCopy(), nil
 	case "patch validatingwebhookconfigurations":
 		patch := action.(clienttesting.PatchAction)
 		if patch.GetPatchType() != types.StrategicMergePatchType {
@@ -252,7 +292,7 @@ func certificateTestMetadata() *metadatafake.FakeMetadataClient {
 // instance starts another instance at a time. Whatever it logs must not show a key.
 func (s *certificateTestServer) instance(at time.Time, lifetime time.Duration, delay func()) *certificateTest {
 	s.t.Helper()
-	certificates, err := newSelfManagedCertificate(s.client(delay), certificateTestMetadata(), certificateTestNamespace, certificateTestConfiguration, lifetime, newMetrics())
+	certificates, err := newSelfManagedCertificate(s.client(delay), certificateTestMetadata(), certificateTestNamespace, s.configurations(), lifetime, newMetrics())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -896,6 +936,53 @@ func TestCertificateBundleRepaired(t *testing.T) {
 	c.mustConnect(good, certificateTestName)
 }
 
+// The MutatingWebhookConfiguration is looked after as the ValidatingWebhookConfiguration is, and a new certificate is not
+// served before both have its CA.
+func TestCertificateOfBothConfigurations(t *testing.T) {
+	s := newCertificateTestServer(t)
+	s.setMutating(admissionregistrationv1.MutatingWebhook{Name: "m", ClientConfig: certificateTestURL("", "https://m.example.com/x").ClientConfig})
+	c := s.instance(certificateTestStart, certificateTestLifetime, func() {})
+	reads := []string{"get validatingwebhookconfigurations", "get mutatingwebhookconfigurations", "get secrets"}
+	with := func(more ...string) []string { return slices.Concat(reads, more) }
+	const patchValidating, patchMutating = "patch validatingwebhookconfigurations", "patch mutatingwebhookconfigurations"
+	bundle := func() []byte { return s.mutating.Webhooks[0].ClientConfig.CABundle }
+	c.mustPass(0, with("create secrets", patchValidating, patchMutating))
+	first := c.stored("tls")
+	if !bytes.Equal(bundle(), c.bundle()) || len(bundle()) == 0 {
+		t.Errorf("bundles: %s and %s", bundle(), c.bundle())
+	}
+	if want := []string{certificateTestName, "m.example.com"}; !slices.Equal(certificateNames(first), want) {
+		t.Errorf("names: %q", certificateNames(first))
+	}
+	c.mustConnect(bundle(), "m.example.com")
+	c.mustPass(time.Hour, reads)
+	// Only what is wrong is written.
+	s.setMutating(admissionregistrationv1.MutatingWebhook{Name: "m", ClientConfig: certificateTestURL("", "https://m.example.com/x").ClientConfig})
+	c.mustPass(time.Minute, with(patchMutating))
+	c.setBundle(nil)
+	c.mustPass(time.Minute, with(patchValidating))
+
+	c.before = certificateTestForbid(patchMutating)
+	if _, requests, err := c.pass(certificateTestLifetime * 3 / 4); !apierrors.IsForbidden(err) || !slices.Equal(requests, with("update secrets", patchValidating, patchMutating)) {
+		t.Errorf("%v, %q", err, requests)
+	}
+	if _, _, err := c.pass(2 * maxCertificateGrace); !apierrors.IsForbidden(err) {
+		t.Error(err)
+	}
+	c.wantServing(first)
+	c.before = nil
+	c.mustPass(time.Minute, with(patchMutating))
+	c.wantServing(first)
+	c.mustPass(maxCertificateGrace, reads)
+	c.wantServing(c.stored("tls"))
+
+	s.mutating = nil
+	if _, _, err := c.pass(time.Minute); err == nil || !strings.Contains(err.Error(), "the MutatingWebhookConfiguration guard does not exist: create it") ||
+		!strings.Contains(err.Error(), "set --mutating-webhook-configuration") {
+		t.Error(err)
+	}
+}
+
 func TestCertificateErrors(t *testing.T) {
 	tests := []struct {
 		name string
@@ -955,12 +1042,15 @@ func TestCertificateErrors(t *testing.T) {
 }
 
 func TestCertificateWebhookNames(t *testing.T) {
-	configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{Webhooks: []admissionregistrationv1.ValidatingWebhook{
+	var configured []configuredWebhook
+	for _, w := range []admissionregistrationv1.ValidatingWebhook{
 		certificateTestService("a", "z"), certificateTestService("b", "bucketwarden"), certificateTestService("c", "z"),
 		certificateTestURL("d", "https://EXAMPLE.com.:8443/validate"), certificateTestURL("e", "https://example.com"),
 		certificateTestURL("f", "https://[2001:DB8:0::1]:10250/validate"), certificateTestURL("g", "https://[::ffff:192.0.2.1]/"), certificateTestURL("h", "https://192.0.2.1/"),
-	}}
-	got, err := webhookNames(configuration)
+	} {
+		configured = append(configured, configuredWebhook{w.Name, w.ClientConfig})
+	}
+	got, err := webhookNames(configured)
 	if want := []string{"192.0.2.1", "2001:db8::1", certificateTestName, "example.com", "z.own.svc"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
@@ -1114,6 +1204,8 @@ func certificateTestModel(t *testing.T, seed uint64) {
 // With real informers: what happens to the objects is seen, and only to these.
 func TestCertificateRun(t *testing.T) {
 	s := newCertificateTestServer(t)
+	s.setMutating()
+	s.mutating.Webhooks = []admissionregistrationv1.MutatingWebhook{{Name: "m", ClientConfig: certificateTestService("", "bucketwarden").ClientConfig}}
 	meta := certificateTestMetadata()
 	object := func(gvr, kind, namespace, name, version string) *metav1.PartialObjectMetadata {
 		return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: gvr, Kind: kind}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, ResourceVersion: version}}
@@ -1121,10 +1213,10 @@ func TestCertificateRun(t *testing.T) {
 	configuration := func(version string) *metav1.PartialObjectMetadata {
 		return object("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration", "", certificateTestConfiguration, version)
 	}
-	if err := meta.Tracker().Create(webhookConfigurationsGVR, configuration("1"), ""); err != nil {
+	if err := meta.Tracker().Create((webhookConfiguration{}).gvr(), configuration("1"), ""); err != nil {
 		t.Fatal(err)
 	}
-	c, err := newSelfManagedCertificate(s.client(func() {}), meta, certificateTestNamespace, certificateTestConfiguration, certificateTestLifetime, newMetrics())
+	c, err := newSelfManagedCertificate(s.client(func() {}), meta, certificateTestNamespace, s.configurations(), certificateTestLifetime, newMetrics())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1145,7 +1237,7 @@ func TestCertificateRun(t *testing.T) {
 	}
 
 	s.setBundle(nil)
-	if err := meta.Tracker().Update(webhookConfigurationsGVR, configuration("2"), ""); err != nil {
+	if err := meta.Tracker().Update((webhookConfiguration{}).gvr(), configuration("2"), ""); err != nil {
 		t.Fatal(err)
 	}
 	informersTestAwait(t, "repaired", published)
@@ -1171,8 +1263,8 @@ func TestCertificateRun(t *testing.T) {
 	}
 	slices.Sort(lists)
 	want := []string{
-		`list secrets in "own" with metadata.name=bucketwarden-webhook`, `list validatingwebhookconfigurations in "" with metadata.name=guard`,
-		`watch secrets in "own" with metadata.name=bucketwarden-webhook`, `watch validatingwebhookconfigurations in "" with metadata.name=guard`}
+		`list mutatingwebhookconfigurations in "" with metadata.name=guard`, `list secrets in "own" with metadata.name=bucketwarden-webhook`, `list validatingwebhookconfigurations in "" with metadata.name=guard`,
+		`watch mutatingwebhookconfigurations in "" with metadata.name=guard`, `watch secrets in "own" with metadata.name=bucketwarden-webhook`, `watch validatingwebhookconfigurations in "" with metadata.name=guard`}
 	if lists = slices.Compact(lists); !reflect.DeepEqual(lists, want) {
 		t.Errorf("got %q\nwant %q", lists, want)
 	}

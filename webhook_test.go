@@ -351,6 +351,66 @@ func TestWebhookPolicy(t *testing.T) {
 }
 
 // The same policy in other words is no change of it.
+// What comes ahead of the ValidatingAdmissionPolicy is denied only where that would deny it too, and then it counts as any
+// denial. All else comes again, and is neither judged nor counted twice.
+func TestWebhookWeakenings(t *testing.T) {
+	locked, shorter := guardedConfig("aws", Policy{Days: 4, Locked: true}), guardedConfig("aws", Policy{Days: 1, Locked: true})
+	longer := guardedConfig("aws", Policy{Days: 400, Locked: true})
+	shape := guardedShapes[0]
+	if shape.gvr != bucketsGVR {
+		t.Fatalf("%v", shape.gvr)
+	}
+	for _, test := range []struct {
+		name     string
+		request  *admissionv1.AdmissionRequest
+		denied   bool
+		reviews  float64
+		contains string
+	}{
+		{name: "weakening", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", locked), shape.object("aws", shorter)), denied: true, reviews: 1,
+			contains: "a locked policy cannot be shortened"},
+		{name: "unlocked", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", locked), shape.object("aws", guardedConfig("aws", Policy{Days: 4}))), denied: true, reviews: 1,
+			contains: "a locked policy cannot be unlocked"},
+		{name: "disabled", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", locked), shape.object("aws", nil)), denied: true, reviews: 1,
+			contains: "a locked policy cannot be disabled"},
+		{name: "left to others", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", locked), shape.object("gcp", locked)), denied: true, reviews: 1,
+			contains: "must not be left to somebody else"},
+		{name: "invalid", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", nil), shape.object("aws", map[string]any{"kind": "None"}))},
+		{name: "with a warning", request: reviewRequest(bucketsGVR, admissionv1.Update, shape.object("aws", locked), shape.object("aws", longer))},
+		{name: "not what it is made for", request: reviewRequest(bucketsGVR, admissionv1.Connect, nil, shape.object("aws", nil)), denied: true, reviews: 1, contains: "cannot judge"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newTestWebhook(nil)
+			logger := ktesting.NewLogger(ktesting.NopTL{}, ktesting.NewConfig(ktesting.BufferLogs(true)))
+			r := postedReview(reviewBody(t, test.request))
+			r.URL.Path = weakeningPath
+			recorder := httptest.NewRecorder()
+			w.ServeHTTP(recorder, r.WithContext(klog.NewContext(r.Context(), logger)))
+			response := checkedAnswer(t, recorder, test.request.UID)
+			if response.Allowed == test.denied || len(response.Warnings) > 0 {
+				t.Errorf("got %+v", response)
+			}
+			if test.denied && !strings.Contains(response.Result.Message, test.contains) {
+				t.Errorf("got %+v", response.Result)
+			}
+			if log := logger.GetSink().(ktesting.Underlier).GetBuffer().String(); strings.Contains(log, "Denied") != test.denied {
+				t.Errorf("log: %s", log)
+			}
+			var reviews float64
+			for _, outcome := range []string{outcomeAllowed, outcomeDenied, outcomeRefused} {
+				for series, n := range metricsTestOf(t, w.metrics, "outcome", outcome) {
+					if strings.HasPrefix(series, "admission_reviews_total") {
+						reviews += n
+					}
+				}
+			}
+			if reviews != test.reviews {
+				t.Errorf("%v reviews were counted, want %v", reviews, test.reviews)
+			}
+		})
+	}
+}
+
 func TestWebhookEqualPolicies(t *testing.T) {
 	words := map[string][]string{
 		"aws": {`"retentionPeriod": "96h", "locked": true`, `"retentionPeriod": "5760m", "locked": true`, `"retentionPeriod": "96h0m0s", "mode": "compliance"`,

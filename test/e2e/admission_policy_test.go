@@ -7,8 +7,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-
-	"bucketwarden/test/env"
 )
 
 var admissionregistration = schema.GroupVersion{Group: "admissionregistration.k8s.io", Version: "v1"}
@@ -17,20 +15,7 @@ var admissionregistration = schema.GroupVersion{Group: "admissionregistration.k8
 func TestAdmissionPolicy(t *testing.T) {
 	t.Parallel()
 	r := prepareAdmission(t)
-	for kind, resource := range map[string]string{
-		"ValidatingAdmissionPolicy":        "validatingadmissionpolicies",
-		"ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
-	} {
-		objects, err := env.Manifests(kind)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, o := range objects {
-			if _, err := r.kube.Dynamic.Resource(admissionregistration.WithResource(resource)).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	installPolicy(t, r.kube)
 	probe := r.named(t, "aws: none over locked")
 	eventually(t, "the policy is enforced", func(ctx context.Context) error {
 		if r.write(ctx, probe, metav1.DryRunAll) == nil {

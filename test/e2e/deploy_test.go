@@ -14,6 +14,7 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -32,21 +33,24 @@ import (
 // deployVariants are values with which the chart has to work, by what they are for.
 var deployVariants = map[string][]string{
 	"default":          nil,
-	"several replicas": {"replicas=2", "leaderElection.enabled=true"},
-	"garden":           {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "replicas=2"},
+	"several replicas": {"replicaCount=2", "leaderElection.enabled=true"},
+	"garden":           {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "replicaCount=2"},
 	"no admission":     {"webhook.enabled=false", "admissionPolicy.enabled=false"},
-	"cert-manager": {"webhook.certificate.secretName=bucketwarden-tls", "webhook.certificate.caBundle=x",
+	"given CA":         {"webhook.certificate.secretName=bucketwarden-tls", "webhook.certificate.caBundle=x"},
+	"cert-manager": {"webhook.certificate.secretName=bucketwarden-tls",
 		`webhook.certificate.annotations.cert-manager\.io/inject-ca-from=bucketwarden/bucketwarden`, "webhook.failurePolicy=Fail"},
-	"external certificate": {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "webhook.certificate.secretName=tls"},
-	"webhook on a seed":    {"controllers=false", "replicas=2"},
-	"annotations ignored":  {"ignoreOperationAnnotation=true", "class=garden\\,shoot", "types.aws=s3", "verifyInterval=5m"},
+	"daemon of a virtual garden": {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "webhook.certificate.secretName=tls", "install=daemon"},
+	"another name":               {"fullnameOverride=warden"},
+	"external certificate":       {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "webhook.certificate.secretName=tls"},
+	"webhook on a seed":          {"controllers=false", "replicaCount=2"},
+	"annotations ignored":        {"ignoreOperationAnnotation=true", "class=garden\\,shoot", "types.aws=s3", "verifyInterval=5m"},
 	"Azure cloud": {"azureClouds.MyCloud.activeDirectoryAuthorityHost=https://login.example.com", "azureClouds.MyCloud.resourceManagerEndpoint=https://management.example.com",
 		"azureClouds.MyCloud.resourceManagerAudience=https://management.example.com", "azureClouds.MyCloud.blobEndpoint=https://{account}.blob.example.com",
 		"trustedCertificates=-----BEGIN CERTIFICATE-----\n"},
 	"through a proxy": {"env[0].name=HTTPS_PROXY", "env[0].value=http://proxy.example.com:3128", "env[1].name=TOKEN", "env[1].valueFrom.secretKeyRef.name=a",
 		"env[1].valueFrom.secretKeyRef.key=b"},
-	"everything on": {"verticalPodAutoscaler.enabled=true", "alerts.enabled=true", "dashboard.enabled=true", "profiling=true", "log.format=json", "log.verbosity=7",
-		"image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "image.pullSecrets[0]=registry", "nodeSelector.a=b", "podLabels.c=d", "podAnnotations.e=f",
+	"everything on": {"vpa.enabled=true", "alerts.enabled=true", "dashboard.enabled=true", "profiling=true", "log.format=json", "log.verbosity=7",
+		"image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "imagePullSecrets[0].name=registry", "nodeSelector.a=b", "podLabels.c=d", "podAnnotations.e=f",
 		"tolerations[0].operator=Exists", "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=1",
 		"affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].key=a",
 		"affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].operator=Exists"},
@@ -79,8 +83,9 @@ func TestDeployMistakes(t *testing.T) {
 	helm := ensureHelm(t)
 	for value, want := range map[string]string{
 		"replica=2":              "replica",
-		"replicas=-1":            "replicas",
-		"replicas=2":             "leaderElection.enabled",
+		"replicas=2":             "replicas",
+		"replicaCount=-1":        "replicaCount",
+		"replicaCount=2":         "leaderElection.enabled",
 		"types.gcp=gcs":          "types/gcp",
 		"class=shoots":           "class",
 		"webhook.cluster=garden": "controllers: false",
@@ -93,16 +98,22 @@ func TestDeployMistakes(t *testing.T) {
 		"env[0].value=x":                          "name",
 		"env[0].name=A,env[0].from=b":             "from",
 		"webhook.cluster=shoot":                   "webhook/cluster",
-		"webhook.failurePolicy=Allow":             "webhook/failurePolicy",
-		"webhook.url=http://insecure":             "webhook/url",
-		"webhook.certificate.days=3":              "days",
-		"log.format=xml":                          "log/format",
-		"log.verbosity=8":                         "log/verbosity",
-		"image.tag=1":                             "image/tag",
-		"image.digest=latest":                     "image/digest",
-		"image.pullPolicy=Sometimes":              "image/pullPolicy",
-		"azureClouds.MyCloud.endpoint=x":          "endpoint",
-		"leaderElection.enabled=possibly":         "leaderElection/enabled",
+		"install=nothing":                         "install",
+		"install=daemon":                          "webhook.cluster: garden",
+		"install=daemon,webhook.cluster=garden,controllers=false":               "webhook.certificate.secretName",
+		"install=webhookConfiguration,webhook.cluster=garden,controllers=false": "webhook.url",
+		"fullnameOverride=a.b":            "fullnameOverride",
+		"imagePullSecrets[0]=x":           "imagePullSecrets/0",
+		"webhook.failurePolicy=Allow":     "webhook/failurePolicy",
+		"webhook.url=http://insecure":     "webhook/url",
+		"webhook.certificate.days=3":      "days",
+		"log.format=xml":                  "log/format",
+		"log.verbosity=8":                 "log/verbosity",
+		"image.tag=1":                     "image/tag",
+		"image.digest=latest":             "image/digest",
+		"image.pullPolicy=Sometimes":      "image/pullPolicy",
+		"azureClouds.MyCloud.endpoint=x":  "endpoint",
+		"leaderElection.enabled=possibly": "leaderElection/enabled",
 	} {
 		if _, err := helm.Template(t.Context(), "bucketwarden", value); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, which does not say %q", value, err, want)
@@ -199,7 +210,7 @@ func TestDeployDryRun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(name, rendered, 5)
+		check(name, rendered, 4)
 	}
 	t.Run("pod security", func(t *testing.T) { checkPodSecurity(t, cluster, manifests) })
 
@@ -334,29 +345,43 @@ func TestDeployOneWorks(t *testing.T) {
 	}
 }
 
-// A seed may be the garden's runtime cluster too; then Gardener installs the chart twice.
-func TestDeployTwiceInOneCluster(t *testing.T) {
+// Whatever releases there are in a cluster, they have no object in common: a seed may be the garden's runtime cluster and a
+// garden too, and Gardener names releases after the Extension.
+func TestDeploySeveralInOneCluster(t *testing.T) {
 	t.Parallel()
 	helm := ensureHelm(t)
-	seen := map[string]bool{}
-	for i, variant := range []string{"in Gardener", "garden's runtime cluster"} {
-		rendered, err := helm.Template(t.Context(), []string{"extension-bucketwarden", "runtime-extension-bucketwarden"}[i], deployVariants[variant]...)
+	seen := map[string]string{}
+	all := []string{"alerts.enabled=true", "dashboard.enabled=true", "vpa.enabled=true", "trustedCertificates=-----BEGIN CERTIFICATE-----\n"}
+	for _, release := range []struct{ name, namespace, variant string }{
+		{"bucketwarden", "bucketwarden", "default"},
+		{"bucketwarden", "extension-bucketwarden-x2x4b", "in Gardener"},
+		{"bucketwarden", "runtime-extension-bucketwarden", "garden's runtime cluster"},
+		{"bucketwarden", "garden", "daemon of a virtual garden"},
+		{"bucketwarden-garden", "garden", "garden"},
+		{"bucketwarden-garden", "bucketwarden", "default"},
+		{"bucketwarden.bucketwarden", "extension", "default"},
+		{"bucketwarden", "other", "another name"},
+		{"bucketwarden", "warden", "another name"},
+	} {
+		id := release.name + " in " + release.namespace
+		rendered, err := helm.TemplateRelease(t.Context(), release.name, release.namespace, slices.Concat(deployVariants[release.variant], all)...)
 		must(t, err)
 		for _, o := range decodeYAML(t, rendered) {
-			id := strings.Join([]string{o.GetKind(), o.GetNamespace(), o.GetName()}, "/")
-			if seen[id] {
-				t.Errorf("there are two %s", id)
+			object := strings.Join([]string{o.GetKind(), o.GetNamespace(), o.GetName()}, "/")
+			if other := seen[object]; other != "" {
+				t.Errorf("%s is of %s and of %s", object, other, id)
 			}
-			seen[id] = true
+			seen[object] = id
 		}
 	}
 }
 
-// gardener-resource-manager must not reset the caBundles that the daemon keeps.
+// gardener-resource-manager must not reset caBundles that the daemon keeps, or somebody else such as cert-manager. A
+// caBundle of the chart it has to write.
 func TestDeployWebhookLeftAlone(t *testing.T) {
 	t.Parallel()
 	helm := ensureHelm(t)
-	for variant, want := range map[string]string{"default": "true", "garden": "true", "cert-manager": "", "external certificate": ""} {
+	for variant, want := range map[string]string{"default": "true", "garden": "true", "cert-manager": "true", "external certificate": "true", "given CA": ""} {
 		rendered, err := helm.Template(t.Context(), "bucketwarden", deployVariants[variant]...)
 		must(t, err)
 		configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{}
@@ -364,6 +389,79 @@ func TestDeployWebhookLeftAlone(t *testing.T) {
 		if got := configuration.Annotations["resources.gardener.cloud/ignore"]; got != want {
 			t.Errorf("%s: ignore is %q, want %q", variant, got, want)
 		}
+		for _, w := range configuration.Webhooks {
+			if given := len(w.ClientConfig.CABundle) > 0; given != (want == "") {
+				t.Errorf("%s: caBundle %q", variant, w.ClientConfig.CABundle)
+			}
+		}
+	}
+}
+
+// What gardener-resource-manager never updates gets another name when its content changes, and only then. The daemon is told
+// the name, and allowed to write what has it.
+func TestDeployWebhookRenewedInGardener(t *testing.T) {
+	t.Parallel()
+	helm := ensureHelm(t)
+	name := func(values ...string) string {
+		t.Helper()
+		rendered, err := helm.Template(t.Context(), "extension-bucketwarden", values...)
+		must(t, err)
+		validating, mutating := &admissionregistrationv1.ValidatingWebhookConfiguration{}, &admissionregistrationv1.MutatingWebhookConfiguration{}
+		deployment, role := &appsv1.Deployment{}, &rbacv1.ClusterRole{}
+		findRendered(t, rendered, validating)
+		findRendered(t, rendered, mutating)
+		findRendered(t, rendered, deployment)
+		findRendered(t, rendered, role)
+		mustEqual(t, "name of the MutatingWebhookConfiguration", mutating.Name, validating.Name)
+		args := deployment.Spec.Template.Spec.Containers[0].Args
+		if !slices.Contains(args, "--webhook-configuration="+validating.Name) || !slices.Contains(args, "--mutating-webhook-configuration="+validating.Name) {
+			t.Errorf("%s: %q", validating.Name, args)
+		}
+		if !slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool {
+			return slices.Equal(r.Resources, []string{"validatingwebhookconfigurations", "mutatingwebhookconfigurations"}) && slices.Equal(r.ResourceNames, []string{validating.Name})
+		}) {
+			t.Errorf("%s: %+v", validating.Name, role.Rules)
+		}
+		return validating.Name
+	}
+	gardener := deployVariants["in Gardener"]
+	first := name(gardener...)
+	if !regexp.MustCompile(`^bucketwarden\.extension-bucketwarden-[0-9a-f]{8}$`).MatchString(first) {
+		t.Errorf("it is %s", first)
+	}
+	mustEqual(t, "name with another image", name(append(gardener, "image.tag=v2", "log.verbosity=2", "gardener.version=v2")...), first)
+	if second := name(append(gardener, "webhook.timeoutSeconds=5")...); second == first {
+		t.Error("the same name for other webhooks")
+	}
+	mustEqual(t, "name without Gardener", name(), "bucketwarden.extension-bucketwarden")
+}
+
+// gardener-operator renders the chart of an Extension's admission for both clusters with the same values of the operator;
+// by hand, install tells which is which.
+func TestDeployVirtualGarden(t *testing.T) {
+	t.Parallel()
+	helm := ensureHelm(t)
+	garden := []string{"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.garden", "webhook.certificate.secretName=tls", "webhook.certificate.caBundle=x"}
+	for name, test := range map[string]struct {
+		values []string
+		kinds  string
+	}{
+		"runtime cluster": {[]string{"gardener.runtimeCluster.priorityClassName=a", "gardener.virtualCluster.enabled=true", "gardener.virtualCluster.namespace=extension-bucketwarden"},
+			"Deployment PodDisruptionBudget Service ServiceAccount"},
+		"virtual garden": {[]string{"gardener.virtualCluster.enabled=true", "gardener.virtualCluster.serviceAccount.name=a", "gardener.virtualCluster.serviceAccount.namespace=kube-system"},
+			"ValidatingWebhookConfiguration"},
+		"runtime cluster by hand": {[]string{"install=daemon"}, "Deployment PodDisruptionBudget Service ServiceAccount"},
+		"virtual garden by hand":  {[]string{"install=webhookConfiguration", "alerts.enabled=true", "dashboard.enabled=true", "vpa.enabled=true", "trustedCertificates=-----BEGIN CERTIFICATE-----\n"}, "ValidatingWebhookConfiguration"},
+		"one cluster":             {nil, "Deployment PodDisruptionBudget Service ServiceAccount ValidatingWebhookConfiguration"},
+	} {
+		rendered, err := helm.Template(t.Context(), "garden", slices.Concat(garden, test.values)...)
+		must(t, err)
+		var kinds []string
+		for _, o := range decodeYAML(t, rendered) {
+			kinds = append(kinds, o.GetKind())
+		}
+		slices.Sort(kinds)
+		mustEqual(t, name, strings.Join(kinds, " "), test.kinds)
 	}
 }
 

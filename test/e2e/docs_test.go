@@ -457,6 +457,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 	t.Parallel()
 	local, err := env.EnsureLocal(t.Context(), os.Stderr)
 	must(t, err)
+	helm := ensureHelm(t)
 	help := func(t *testing.T, command ...string) string {
 		t.Helper()
 		output, err := exec.CommandContext(t.Context(), command[0], append(command[1:], "--help")...).CombinedOutput()
@@ -508,6 +509,8 @@ func TestDocumentedCommandsExist(t *testing.T) {
 					options, err := exec.CommandContext(t.Context(), local.Kubectl, "options").Output()
 					must(t, err)
 					known = help(t, local.Kubectl, words[1]) + string(options)
+				case "helm":
+					known = help(t, helm.Binary(), words[1])
 				case "buildah":
 					if _, err := exec.LookPath("buildah"); err != nil {
 						continue

@@ -75,13 +75,15 @@ func (s *chartSeed) start(account string, args ...string) *env.Daemon {
 	kubeconfig, err := s.ServiceAccountKubeconfig(s.t.Context(), chartNamespace, account)
 	must(s.t, err)
 	install := func(ctx context.Context, address string) error {
-		if err := s.InstallWebhook(ctx, address); !apierrors.IsAlreadyExists(err) {
-			return err
+		for _, install := range []func(context.Context, string) error{s.InstallWebhook, s.InstallMutatingWebhook} {
+			if err := install(ctx, address); err != nil && !apierrors.IsAlreadyExists(err) {
+				return err
+			}
 		}
 		return nil
 	}
 	d, err := env.StartDaemon(s.t.Context(), env.DaemonOptions{Binary: binaries.Daemon, Kubeconfig: kubeconfig, OnWebhook: install,
-		Args: append([]string{"--type=s3=s3", "--verify-interval=1s", "--namespace=" + chartNamespace}, args...),
+		Args: append([]string{"--type=s3=s3", "--verify-interval=1s", "--namespace=" + chartNamespace, "--mutating-webhook-configuration=bucketwarden"}, args...),
 		// As with an API server that cannot stream lists.
 		Env: []string{"KUBE_FEATURE_WatchListClient=false"}})
 	must(s.t, err)
@@ -282,5 +284,5 @@ func TestChartPermissionsOfAdmissionAlone(t *testing.T) {
 		used = append(used, r.ObjectRef.Resource)
 	}
 	slices.Sort(used)
-	mustEqual(t, "what the daemon asks for", slices.Compact(used), []string{"backupbuckets", "backupentries", "secrets", "validatingwebhookconfigurations"})
+	mustEqual(t, "what the daemon asks for", slices.Compact(used), []string{"backupbuckets", "backupentries", "mutatingwebhookconfigurations", "secrets", "validatingwebhookconfigurations"})
 }

@@ -23,6 +23,8 @@ type APIRequest struct {
 	RequestReceivedTimestamp time.Time
 	StageTimestamp           time.Time
 	ResponseStatus           struct{ Code int }
+	// Annotations are what admission wrote.
+	Annotations map[string]string
 	// Stage is ResponseStarted, for a watch, ResponseComplete or Panic.
 	Stage string
 }

@@ -50,8 +50,8 @@ func (b *builder) helm(ctx context.Context) (string, error) {
 // Binary is the path of Helm.
 func (h Helm) Binary() string { return h.binary }
 
-// run returns what Helm prints; what it complains of is in the error.
-func (h Helm) run(ctx context.Context, args ...string) ([]byte, error) {
+// Run returns what Helm prints; what it complains of is in the error.
+func (h Helm) Run(ctx context.Context, args ...string) ([]byte, error) {
 	home, err := os.MkdirTemp("", "bucketwarden-helm-")
 	if err != nil {
 		return nil, fmt.Errorf("making a directory for Helm: %w", err)
@@ -70,14 +70,19 @@ func (h Helm) run(ctx context.Context, args ...string) ([]byte, error) {
 
 // Lint is helm lint; values are those of --set.
 func (h Helm) Lint(ctx context.Context, values ...string) error {
-	_, err := h.run(ctx, append([]string{"lint", "--strict", h.Chart}, setFlags(values)...)...)
+	_, err := h.Run(ctx, append([]string{"lint", "--strict", h.Chart}, setFlags(values)...)...)
 	return err
 }
 
 // Template renders the chart as release bucketwarden in the namespace; values are those of
 // --set.
 func (h Helm) Template(ctx context.Context, namespace string, values ...string) ([]byte, error) {
-	return h.run(ctx, append([]string{"template", "bucketwarden", h.Chart, "--namespace=" + namespace}, setFlags(values)...)...)
+	return h.TemplateRelease(ctx, "bucketwarden", namespace, values...)
+}
+
+// TemplateRelease is Template for a release of any name.
+func (h Helm) TemplateRelease(ctx context.Context, release, namespace string, values ...string) ([]byte, error) {
+	return h.Run(ctx, append([]string{"template", release, h.Chart, "--namespace=" + namespace}, setFlags(values)...)...)
 }
 
 func setFlags(values []string) []string {

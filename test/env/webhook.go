@@ -9,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	k8syaml "k8s.io/apimachinery/pkg/util/yaml"
 )
 
@@ -67,25 +67,47 @@ func DecodeYAML(content []byte) ([]*unstructured.Unstructured, error) {
 // InstallWebhook creates the ValidatingWebhookConfiguration of deploy/manifests.yaml for a
 // daemon that serves at the address, host:port, instead of in a pod.
 func (k *Kube) InstallWebhook(ctx context.Context, address string) error {
-	manifests, err := Manifests("ValidatingWebhookConfiguration")
+	return k.installWebhooks(ctx, "ValidatingWebhookConfiguration", address)
+}
+
+// InstallMutatingWebhook is InstallWebhook for the MutatingWebhookConfiguration, of which the daemon has to be told.
+func (k *Kube) InstallMutatingWebhook(ctx context.Context, address string) error {
+	return k.installWebhooks(ctx, "MutatingWebhookConfiguration", address)
+}
+
+func (k *Kube) installWebhooks(ctx context.Context, kind, address string) error {
+	manifests, err := Manifests(kind)
 	if err != nil {
 		return err
 	}
-	configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{}
-	if err := k8sruntime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(manifests[0].Object, configuration, true); err != nil {
-		return fmt.Errorf("decoding the ValidatingWebhookConfiguration: %w", err)
+	return k.CreateWebhooks(ctx, manifests[0], address)
+}
+
+// CreateWebhooks creates a configuration of either kind for a daemon that serves at the address.
+func (k *Kube) CreateWebhooks(ctx context.Context, configuration *unstructured.Unstructured, address string) error {
+	kind := configuration.GetKind()
+	webhooks, _, err := unstructured.NestedSlice(configuration.Object, "webhooks")
+	if err != nil || len(webhooks) == 0 {
+		return fmt.Errorf("a %s with %d webhooks: %w", kind, len(webhooks), err)
 	}
-	for i := range configuration.Webhooks {
-		config := &configuration.Webhooks[i].ClientConfig
-		path := "/"
-		if config.Service != nil && config.Service.Path != nil {
-			path = *config.Service.Path
+	for _, w := range webhooks {
+		webhook, ok := w.(map[string]any)
+		if !ok {
+			return fmt.Errorf("a webhook of a %s is no object", kind)
 		}
-		url := "https://" + address + path
-		config.Service, config.URL = nil, &url
+		path, _, err := unstructured.NestedString(webhook, "clientConfig", "service", "path")
+		if err != nil {
+			return fmt.Errorf("the path of a webhook: %w", err)
+		}
+		webhook["clientConfig"] = map[string]any{"url": "https://" + address + path}
 	}
-	if _, err := k.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(ctx, configuration, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("creating the ValidatingWebhookConfiguration: %w", err)
+	o := configuration.DeepCopy()
+	if err := unstructured.SetNestedSlice(o.Object, webhooks, "webhooks"); err != nil {
+		return fmt.Errorf("changing a %s: %w", kind, err)
+	}
+	resource := schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: strings.ToLower(kind) + "s"}
+	if _, err := k.Dynamic.Resource(resource).Create(ctx, o, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
+		return fmt.Errorf("creating the %s: %w", kind, err)
 	}
 	return nil
 }
