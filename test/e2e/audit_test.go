@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// proof is what Prometheus has recorded of a bucket, a sample each quarter of an hour (deploy/alerts_test.yaml tests which), and whether
+// the auditor's query of docs/metrics.md names it.
+type proof struct {
+	bucket, recorded string
+	proven           bool
+}
+
+// perDay is how many samples of a bucket are recorded in a day.
+const perDay = 24 * 4
+
+// recorded are values as promtool reads them, each for a number of samples; "_" is no sample.
+func recorded(parts ...any) string {
+	var text []string
+	for i := 0; i+1 < len(parts); i += 2 {
+		text = append(text, fmt.Sprintf("%vx%d", parts[i], parts[i+1].(int)-1))
+	}
+	return strings.ReplaceAll(strings.Join(text, " "), "_x0", "_")
+}
+
+var proofs = []proof{
+	{"locked-all-the-time", recorded("1", 91*perDay), true},
+	{"seen-for-an-hour", recorded("_", 90*perDay-4, "1", 5), false},
+	{"seen-for-an-hour-long-ago", recorded("_", perDay, "1", 4, "_", perDay), false},
+	{"gap-of-a-day", recorded("1", 40*perDay, "_", perDay, "1", 50*perDay), false},
+	{"stale-for-60-days", recorded("1", 30*perDay, "_", 61*perDay), false},
+	{"stale-for-60-days-before", recorded("_", 60*perDay, "1", 31*perDay), false},
+	{"unlocked-for-a-minute", recorded("1", 40*perDay, "0", 1, "1", 51*perDay), false},
+	{"never-locked", recorded("0", 91*perDay), false},
+	{"unknown-for-an-hour-twice", recorded("1", 40*perDay, "_", 4, "1", 40*perDay, "_", 4, "1", 11*perDay), true},
+	{"unknown-for-three-hours", recorded("1", 40*perDay, "_", 12, "1", 51*perDay), false},
+	{"made-89-days-ago", recorded("_", perDay, "1", 90*perDay), false},
+	{"unlocked-before-that", recorded("0", perDay/2-1, "1", 91*perDay), true},
+}
+
+// auditorsQuery is the first one of docs/metrics.md that reads the recorded series.
+func auditorsQuery(t *testing.T) string {
+	t.Helper()
+	content, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, block := range regexp.MustCompile("(?s)```promql\n(.*?)```").FindAllStringSubmatch(string(content), -1) {
+		if strings.Contains(block[1], "bucketwarden:backupbucket_proven") {
+			return block[1]
+		}
+	}
+	t.Fatal("docs/metrics.md has no query for the auditor")
+	return ""
+}
+
+func TestMonitoringAuditorsQuery(t *testing.T) {
+	t.Parallel()
+	bin := prometheusBinaries(t)
+	input := map[string]string{}
+	expected := []any{}
+	for _, proof := range proofs {
+		input[fmt.Sprintf("bucketwarden:backupbucket_proven{bucket=%q}", proof.bucket)] = proof.recorded
+		if proof.proven {
+			expected = append(expected, map[string]any{"labels": fmt.Sprintf("{bucket=%q}", proof.bucket), "value": 1})
+		}
+	}
+	at := fmt.Sprintf("%dm", 15*(90*perDay+perDay/2))
+	err := promtoolTest(t.Context(), bin, t.TempDir(), nil, "12h", map[string]any{"interval": "15m", "input_series": promtoolSeries(input),
+		"promql_expr_test": []any{map[string]any{"eval_time": at, "expr": "count by (bucket) (" + auditorsQuery(t) + ")", "exp_samples": expected}}})
+	if err != nil {
+		t.Error(err)
+	}
+}
