@@ -92,6 +92,25 @@ func TestExpectedIsShownWhateverHappens(t *testing.T) {
 	}
 }
 
+// A spec that is not to be carried out yet is expected all the same, and what it asks for is not foreign.
+func TestExpectedOfASpecThatIsNotCarriedOut(t *testing.T) {
+	h := newHarness(t)
+	b := h.cloud.put("b", locked4d)
+	h.putBucket(true, withPolicy(locked10d), withRecord(locked4d), set(int64(7), "metadata", "generation"))
+	for _, live := range []Policy{locked4d, locked10d, locked100y} {
+		b.state.Policy = live
+		if _, err := h.passBucket("b"); err != nil {
+			t.Error(err)
+		}
+		h.wantExpected(locked10d)
+		foreign := 0.0
+		if live == locked100y {
+			foreign = 1
+		}
+		h.wantMetric(foreign, "bucketwarden_backupbucket_foreign_policy", "b")
+	}
+}
+
 // Afterwards it is what is recorded then: an unlocked policy may be made shorter.
 func TestExpectedFollowsThePass(t *testing.T) {
 	h := newHarness(t)
@@ -202,7 +221,7 @@ func TestDriftThatCannotBeRepaired(t *testing.T) {
 func TestDriftIsNotCountedAgainForWhatWeDid(t *testing.T) {
 	h := newHarness(t)
 	h.cloud.put("b", Policy{})
-	h.cloud.fail["LockPolicy"] = denied
+	h.cloud.fail["LockPolicy"] = unavailable
 	h.putBucket(true, withPolicy(locked4d), withRecord(unlocked4d))
 	for range 3 {
 		if _, err := h.passBucket("b"); err == nil {
@@ -475,6 +494,18 @@ func TestLockIsRecordedAtOnce(t *testing.T) {
 		}
 		if _, err := h.passBucket("b"); err != nil || h.record() != locked4d {
 			t.Errorf("recorded %s, error %v", h.record(), err)
+		}
+	})
+	t.Run("with the cloud that it is in", func(t *testing.T) {
+		h := newHarness(t)
+		h.putAzure(false, locked4d, withAzureConfig(locked4d, map[string]any{"cloudConfiguration": map[string]any{"name": "AzurePublic"}}))
+		h.cloud.hardening = func() { panic("killed") }
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = h.passBucket("b")
+		}()
+		if got := readRecord(decodeBucket(h.get(bucketsGVR, "b")).ProviderStatus); got.Policy != locked4d || got.Cloud != "AzurePublic" {
+			t.Errorf("recorded %+v", got)
 		}
 	})
 	t.Run("a repair", func(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
@@ -280,7 +282,10 @@ func TestUndefendedBucketIsUnknown(t *testing.T) {
 // Neither a worker that is stuck nor an endpoint that is down keeps a state from becoming unknown.
 func TestUnknownNeedsNoPass(t *testing.T) {
 	stuck := func(h *harness, end chan struct{}) {
-		h.on("get", "secrets", 1e6, func() error { <-end; return errTesting })
+		h.core.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			<-end
+			return true, nil, errTesting
+		})
 	}
 	down := func(h *harness, _ chan struct{}) {
 		places := newEndpoints(1, h.metrics)

@@ -1,6 +1,7 @@
 // The daemon: everything wired up, started, and stopped in order. newDaemon connects clients, informers, controllers and
-// reconcilers; run serves metrics, health and admission before, during and after the work. When the context ends, the daemon stops gracefully: running passes may
-// finish, and the webhook answers until API servers know that it goes. One line of knownStores adds a kind of store.
+// reconcilers; run serves metrics, health and admission before, during and after the work. When the context ends, the
+// daemon stops gracefully: running passes may finish, and the webhook answers until API servers know that it goes. One line
+// of knownStores adds a kind of store.
 
 package main
 

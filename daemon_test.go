@@ -118,6 +118,9 @@ spec: {type: s3, region: eu-1, bucketName: seed, secretRef: {name: credentials, 
 				_, err := core.CoordinationV1().Leases("own").Get(ctx, heartbeatLease, metav1.GetOptions{})
 				return err == nil
 			})
+			if _, body := mainTestGet(t, "http://"+metrics+"/metrics"); !strings.Contains(body, `bucketwarden_info{class="shoot",role="controllers"} 1`) {
+				t.Error("bucketwarden_info does not say what this daemon is for")
+			}
 			if status, body := mainTestGet(t, "http://"+metrics+"/metrics"); status != http.StatusOK || !strings.Contains(body, `bucketwarden_backupbucket_info{bucket="seed",region="eu-1",type="s3"} 1`) {
 				t.Errorf("/metrics: %d %s", status, body)
 			}

@@ -65,6 +65,13 @@ func (s *feedTestServer) watch(_ context.Context, o metav1.ListOptions) (watch.I
 	return s.open, nil
 }
 
+// asked is how many lists and watches there were.
+func (s *feedTestServer) asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lists + s.watches
+}
+
 // set changes the answers, and ends the open watch if they are errors.
 func (s *feedTestServer) set(listErr, watchErr error) {
 	s.mu.Lock()
@@ -120,8 +127,8 @@ func TestFeed(t *testing.T) {
 					if err := feedTestDeafAfter(f, 10*time.Hour); err != nil || log.String() != "" {
 						t.Errorf("%v, %s", err, log.String())
 					}
-					if s.lists+s.watches > 2 {
-						t.Errorf("%d lists, %d watches", s.lists, s.watches)
+					if asked := s.asked(); asked > 2 {
+						t.Errorf("%d lists and watches", asked)
 					}
 				})
 			})
@@ -157,7 +164,7 @@ func TestFeed(t *testing.T) {
 						}
 						time.Sleep(time.Hour)
 						expect(1, 0)
-						if requests := s.lists + s.watches; requests > 750 {
+						if requests := s.asked(); requests > 750 {
 							t.Errorf("%d requests in an hour", requests)
 						}
 						s.set(nil, nil)

@@ -130,6 +130,13 @@ func newHealthTestAPI() *healthTestAPI {
 	return a
 }
 
+// asked is how many lists and watches there were.
+func (a *healthTestAPI) asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.requests
+}
+
 // set changes the answer and ends all watches.
 func (a *healthTestAPI) set(err error) {
 	a.mu.Lock()

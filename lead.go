@@ -41,7 +41,7 @@ const (
 	retryPeriod   = time.Second
 
 	// hearInterval is how often a replica that could have the lease looks whether its informers are in sync.
-	hearInterval = 100 * time.Millisecond
+	hearInterval = 250 * time.Millisecond
 )
 
 // errLeaseLost ends the daemon: whatever it still did could meet the new leader.

@@ -34,6 +34,7 @@ func metricsTestFull() *metrics {
 	m.purgedBytes.WithLabelValues("")
 	m.observeStoreRequest(storeS3, "", outcomeSuccess, 0)
 	m.endpointOpen.WithLabelValues("")
+	m.info.WithLabelValues("", "")
 	m.endpointWaiting.WithLabelValues("")
 	m.Increment(context.Background(), "200", "GET", "")
 	m.admissionReviews.WithLabelValues("", "", outcomeAllowed)

@@ -75,16 +75,12 @@ func isConflict(err error) bool {
 	return apierrors.IsConflict(err)
 }
 
-// noteOutcome counts a pass that has ended.
-func (c *controller) noteOutcome(key cache.ObjectName, was *running, outcome string, err error) {
-	c.mu.Lock()
-	gone := was.gone
-	c.mu.Unlock()
-	o := c.outcomes
+// note counts a pass that has ended.
+func (o *outcomes) note(key cache.ObjectName, outcome string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case gone, err == nil && outcome != outcomePanic:
+	case err == nil && outcome != outcomePanic:
 		o.set(key, 0)
 	case outcome == outcomeError, outcome == outcomePanic:
 		o.set(key, o.failures[key]+1)

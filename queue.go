@@ -456,7 +456,7 @@ func (c *controller) process(ctx context.Context, key cache.ObjectName, part *st
 	if err == nil {
 		c.endpoints.awake(p.id)
 	}
-	c.noteOutcome(key, now, outcome, err)
+	c.outcomes.note(key, outcome, err)
 	c.metrics.reconcileDuration.WithLabelValues(c.resource, outcome).Observe(time.Since(part.start).Seconds())
 }
 

@@ -42,36 +42,49 @@ var proofs = []proof{
 	{"unlocked-before-that", recorded("0", perDay/2-1, "1", 91*perDay), true},
 }
 
-// auditorsQuery is the first one of docs/metrics.md that reads the recorded series.
-func auditorsQuery(t *testing.T) string {
+// auditorsQueries are those of docs/metrics.md that read the recorded series: what is proven, and what is not.
+func auditorsQueries(t *testing.T) (proven, unproven string) {
 	t.Helper()
 	content, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var found []string
 	for _, block := range regexp.MustCompile("(?s)```promql\n(.*?)```").FindAllStringSubmatch(string(content), -1) {
 		if strings.Contains(block[1], "bucketwarden:backupbucket_proven") {
-			return block[1]
+			found = append(found, block[1])
 		}
 	}
-	t.Fatal("docs/metrics.md has no query for the auditor")
-	return ""
+	if len(found) != 2 {
+		t.Fatalf("docs/metrics.md has %d queries for the auditor", len(found))
+	}
+	return found[0], found[1]
 }
 
 func TestMonitoringAuditorsQuery(t *testing.T) {
 	t.Parallel()
 	bin := prometheusBinaries(t)
-	input := map[string]string{}
-	expected := []any{}
+	proven, unproven := auditorsQueries(t)
+	// Of one bucket nothing was ever recorded.
+	input := map[string]string{`bucketwarden_backupbucket_info{instance="a",bucket="only-seen",type="aws",region="r"}`: recorded("1", 9*perDay, "_", 82*perDay)}
+	sample := func(bucket string) any {
+		return map[string]any{"labels": fmt.Sprintf("{bucket=%q}", bucket), "value": 1}
+	}
+	expected, others := []any{}, []any{sample("only-seen")}
 	for _, proof := range proofs {
 		input[fmt.Sprintf("bucketwarden:backupbucket_proven{bucket=%q}", proof.bucket)] = proof.recorded
 		if proof.proven {
-			expected = append(expected, map[string]any{"labels": fmt.Sprintf("{bucket=%q}", proof.bucket), "value": 1})
+			expected = append(expected, sample(proof.bucket))
+		} else {
+			others = append(others, sample(proof.bucket))
 		}
 	}
 	at := fmt.Sprintf("%dm", 15*(90*perDay+perDay/2))
 	err := promtoolTest(t.Context(), bin, t.TempDir(), nil, "12h", map[string]any{"interval": "15m", "input_series": promtoolSeries(input),
-		"promql_expr_test": []any{map[string]any{"eval_time": at, "expr": "count by (bucket) (" + auditorsQuery(t) + ")", "exp_samples": expected}}})
+		"promql_expr_test": []any{
+			map[string]any{"eval_time": at, "expr": "count by (bucket) (" + proven + ")", "exp_samples": expected},
+			map[string]any{"eval_time": at, "expr": "count by (bucket) (" + unproven + ")", "exp_samples": others},
+		}})
 	if err != nil {
 		t.Error(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -142,18 +143,28 @@ func awaitAlert(t *testing.T, p *env.Prometheus, name, bucket string, fires bool
 	})
 }
 
-// A real Prometheus scrapes the daemon and evaluates the rules that are delivered.
-func TestMonitoringAlerts(t *testing.T) {
-	t.Parallel()
-	bin := prometheusBinaries(t)
+// quickInterval is the interval of the audit's rule, which is a second here.
+const quickInterval = 15 * time.Minute
+
+// quickRules are the rules that are delivered: what is pending for long in a seed fires at once, and samples for the
+// auditor are taken each second.
+func quickRules(t *testing.T, d *daemon) []byte {
+	t.Helper()
 	rules, err := os.ReadFile(filepath.Join(deployDir, "chart", "files", "alerts.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What is pending for long in a seed fires at once here.
 	rules = regexp.MustCompile(`(?m)^    for: .*$`).ReplaceAll(rules, []byte("    for: 1s"))
+	rules = regexp.MustCompile(`(?m)^  interval: 15m$`).ReplaceAll(rules, []byte("  interval: 1s"))
+	return append(rules, pendingRules(t, d)...)
+}
 
+// A real Prometheus scrapes the daemon and evaluates the rules that are delivered.
+func TestMonitoringAlerts(t *testing.T) {
+	t.Parallel()
+	bin := prometheusBinaries(t)
 	d := startDaemon(t)
+	rules := quickRules(t, d)
 	proxy := startProxy(t, minio)
 	name := newName("bucket")
 	writeSecret(t, secretName(buckets, name), minio.SecretData(proxy.URL))
@@ -166,7 +177,7 @@ func TestMonitoringAlerts(t *testing.T) {
 	}
 	t.Cleanup(p.Stop)
 
-	want := documentedSeries(t)
+	want := slices.AppendSeq(documentedSeries(t), maps.Keys(pendingMetrics))
 	eventually(t, "Prometheus has scraped every documented metric", func(ctx context.Context) error {
 		var have []string
 		if err := p.Get(ctx, "/api/v1/label/__name__/values", &have); err != nil {

@@ -1,5 +1,5 @@
 // Command setup builds or fetches what the end-to-end tests run: kube-apiserver with etcd,
-// MinIO, Azurite, Ceph, kubectl, Helm, Prometheus, and bucketwarden with the race detector. They
+// MinIO, Azurite, Ceph, kubectl, Helm, Prometheus, Chromium, and bucketwarden with the race detector. They
 // would do it by themselves, but go test does not show the progress of a long build.
 package main
 
@@ -41,18 +41,25 @@ func setup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	where := ""
+	// found says where something is that not every machine can have.
+	found := func(where string, err error) (string, error) {
+		if errors.Is(err, env.ErrUnavailable) {
+			return "tests that need it are skipped: " + err.Error(), nil
+		}
+		return where, err
+	}
 	ceph, err := env.EnsureCeph(ctx, os.Stderr)
-	switch {
-	case errors.Is(err, env.ErrUnavailable):
-		where = "tests that need it are skipped: " + err.Error()
-	case err != nil:
+	whereCeph, err := found(ceph.Where(), err)
+	if err != nil {
 		return err
-	default:
-		where = ceph.Where()
+	}
+	chromium, err := env.EnsureChromium(ctx, os.Stderr)
+	whereChromium, err := found(chromium.Where(), err)
+	if err != nil {
+		return err
 	}
 	for _, built := range [][2]string{{"testkube", bin.Testkube}, {"MinIO", bin.MinIO}, {"Azurite", bin.Azurite}, {"kubectl", local.Kubectl},
-		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"Ceph", where},
+		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"Ceph", whereCeph}, {"Chromium", whereChromium},
 		{"bucketwarden with -race", bin.Daemon}} {
 		fmt.Printf("%s: %s\n", built[0], built[1])
 	}
