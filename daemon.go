@@ -106,6 +106,9 @@ type daemon struct {
 	listens     sync.Once
 	controllers []*controller
 	sweeps      *controller
+	checks      *controller
+	// deep is nil without --deep-check.
+	deep *deepChecker
 	// webhook is nil if admission is off; certificate is what it serves with.
 	webhook     *webhook
 	certificate certificate
@@ -202,12 +205,12 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	}
 	bucketController := newController(resourceBackupBuckets, d.metrics)
 	entryController := newController(resourceBackupEntries, d.metrics)
-	d.sweeps = newController(resourceSweeps, d.metrics)
+	d.sweeps, d.checks = newController(resourceSweeps, d.metrics), newController(resourceChecks, d.metrics)
 	entryClient := &resourceClient{client: dyn.Resource(entriesGVR), kind: kindBackupEntry, finalizer: finalizerBackupEntry,
 		controller: entryController}
 
 	places := newEndpoints(d.config.concurrentSyncs, d.metrics)
-	for _, c := range []*controller{bucketController, entryController, d.sweeps} {
+	for _, c := range []*controller{bucketController, entryController, d.sweeps, d.checks} {
 		c.endpoints = places
 	}
 	entryController.splitStores()
@@ -246,6 +249,11 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	}}
 	entryController.reconcile = entryReconciler.reconcile
 	entryController.onGone = func(name string) { purges.forget(kindBackupEntry, name) }
+	checker := newEntryChecker(entryReconciler.reconciler, d.checks, dyn.Resource(clustersGVR), d.metrics.entries)
+	d.checks.reconcile, d.checks.onGone = checker.reconcile, d.metrics.entries.forget
+	if d.config.deepCheck {
+		d.deep = newDeepChecker(checker)
+	}
 
 	// A healthy bucket needs no reconcile after a restart, but a look at the cloud.
 	bucketEvents, err := watchObjects(buckets, scope, bucketController, bucketController.queue.Add)
@@ -254,6 +262,9 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	}
 	entryEvents, err := watchObjects(entries, scope, entryController, nil)
 	if err != nil {
+		return fmt.Errorf("watching BackupEntries: %w", err)
+	}
+	if err := checker.watch(entries); err != nil {
 		return fmt.Errorf("watching BackupEntries: %w", err)
 	}
 	if _, err := watchObjects(buckets, scope, staleBuckets, staleBuckets.queue.Add); err != nil {
@@ -353,7 +364,9 @@ func (d *daemon) listen(ctx context.Context) {
 }
 
 // allControllers are those whose passes are the daemon's work.
-func (d *daemon) allControllers() []*controller { return append(slices.Clone(d.controllers), d.sweeps) }
+func (d *daemon) allControllers() []*controller {
+	return append(slices.Clone(d.controllers), d.sweeps, d.checks)
+}
 
 // work works until ctx ends, then lets running passes finish; the end of passes cuts them off. giveUp is called when another
 // replica should try; it is nil if there is none.
@@ -373,6 +386,10 @@ func (d *daemon) work(ctx, passes context.Context, giveUp func(error)) {
 		work.Go(func() { c.run(ctx, passes, d.config.concurrentSyncs) })
 	}
 	work.Go(func() { d.sweeps.run(ctx, passes, concurrentSweeps) })
+	work.Go(func() { d.checks.run(ctx, passes, concurrentChecks) })
+	if d.deep != nil {
+		work.Go(func() { d.deep.run(ctx) })
+	}
 	work.Go(d.oversee(ctx, giveUp))
 	if d.config.namespace != "" {
 		work.Go(func() { d.beat(ctx) })

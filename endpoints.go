@@ -56,6 +56,7 @@ type passClass string
 const (
 	classLook  passClass = "look"  // verification, and the marks of entries
 	classPurge passClass = "purge" // deletions and sweeps
+	classCheck passClass = "check" // the checks of backups
 )
 
 // passKey is an object that passes are made over.
@@ -72,7 +73,7 @@ type placeKind struct {
 
 // endpoints are the hosts, and the parts of them, that stores were reached at. It is safe for concurrent use.
 type endpoints struct {
-	// limit is how many passes of a kind may be at one endpoint, sweeps aside.
+	// limit is how many passes of a kind may be at one endpoint, sweeps and checks aside.
 	limit   int
 	metrics *metrics
 
@@ -257,8 +258,11 @@ func (e *endpoints) places(x *endpoint, kind placeKind) int {
 
 // most is how many passes of a kind may be at any endpoint.
 func (e *endpoints) most(kind placeKind) int {
-	if kind.resource == resourceSweeps {
+	switch kind.resource {
+	case resourceSweeps:
 		return concurrentSweeps
+	case resourceChecks:
+		return concurrentChecks
 	}
 	return e.limit
 }

@@ -48,8 +48,12 @@ func TestOnlyTheGuardGivesLeave(t *testing.T) {
 	allowed := map[string]bool{"store_s3.go": true, "store_s3_objects.go": true, "store_azure.go": true, "store_azure_account.go": true,
 		"store_azure_objects.go": true, "secret.go": true,
 		// Uploads that it has just begun itself, to try something out.
-		"store_s3_tls.go": true, "bucket_delete.go": true, "webhook_certs.go": true}
-	removes := map[string]bool{"purge.go": true, "uploads.go": true, "store_azure_objects.go": true}
+		"store_s3_tls.go": true, "bucket_delete.go": true, "webhook_certs.go": true,
+		// Without a version, where versions are kept: that makes a delete marker.
+		"store_s3_content.go": true}
+	removes := map[string]bool{"purge.go": true, "uploads.go": true, "store_azure_objects.go": true,
+		// Delete markers alone, which removeMarker checks.
+		"cmd_exclude.go": true}
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -587,5 +591,14 @@ func TestTombstoneAfterTheOwnRevocation(t *testing.T) {
 	err = bury(t.Context(), &prefixGuard{entry: entry, base: testEntry, objects: c}, result)
 	if marks := h.marks(testEntry); err != nil || !slices.ContainsFunc(marks, func(m mark) bool { return !m.revoked }) {
 		t.Errorf("error %v, marks %v", err, marks)
+	}
+}
+
+// A version that holds data is never taken for a delete marker.
+func TestRemoveMarkerRemovesNothingElse(t *testing.T) {
+	for _, v := range []version{{key: "a", id: "1"}, {key: "a", marker: true}, {}} {
+		if err := removeMarker(t.Context(), nil, v); err == nil {
+			t.Errorf("%+v: no error", v)
+		}
 	}
 }

@@ -28,7 +28,8 @@ import (
 )
 
 func TestHealth(t *testing.T) {
-	d := &daemon{config: &config{controllers: true}, sweeps: newController(resourceSweeps, newMetrics())}
+	d := &daemon{config: &config{controllers: true}, sweeps: newController(resourceSweeps, newMetrics()),
+		checks: newController(resourceChecks, newMetrics())}
 	handler := d.healthHandler()
 	expect := func(path string, want int) {
 		t.Helper()
@@ -273,6 +274,7 @@ func TestDaemonWhoseWorkersHang(t *testing.T) {
 					}
 				}
 				d.controllers, d.sweeps = []*controller{c}, newController(resourceSweeps, d.metrics)
+				d.checks = newController(resourceChecks, d.metrics)
 				logged, _ := healthTestLog(t)
 				ctx, stop := context.WithCancel(logged)
 				var working sync.WaitGroup
@@ -311,6 +313,7 @@ func TestDaemonWhosePassesAreRefused(t *testing.T) {
 			return time.Minute, nil
 		}
 		d.controllers, d.sweeps = []*controller{c}, newController(resourceSweeps, d.metrics)
+		d.checks = newController(resourceChecks, d.metrics)
 		logged, _ := healthTestLog(t)
 		ctx, stop := context.WithCancel(logged)
 		var working sync.WaitGroup

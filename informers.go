@@ -34,6 +34,8 @@ const (
 	// resourceSweeps names the queue of BackupBuckets to sweep, resourceStaleness that of BackupBuckets whose state may be too old.
 	resourceSweeps    = "sweeps"
 	resourceStaleness = "staleness"
+	// resourceChecks names the queue of BackupEntries whose backups are looked at.
+	resourceChecks = "checks"
 	// resourceCertificates names the queue of the webhook's certificates, resourceReviews
 	// its reviews.
 	resourceCertificates = "certificates"
@@ -55,6 +57,8 @@ const (
 	annotationShootUID  = "shoot.gardener.cloud/uid"
 	// annotationSecret names the secrets that we may hold for an object, as namespace/name, comma separated.
 	annotationSecret = "bucketwarden/secret"
+	// annotationExcluded announces which revisions of a BackupEntry are excluded from a restore, see revisionSpans.
+	annotationExcluded = "bucketwarden/excluded-revisions"
 	// annotationGeneratedSecretNamespace says where a BackupBucket's generated secret goes.
 	annotationGeneratedSecretNamespace = "backupbucket.extensions.gardener.cloud/generated-secret-namespace"
 	// annotationRotateSuffix ends the annotation that asks for new keys of a bucket's account, after the name of the provider.
@@ -69,6 +73,8 @@ var (
 	extensionsGV = schema.GroupVersion{Group: "extensions.gardener.cloud", Version: "v1alpha1"}
 	bucketsGVR   = extensionsGV.WithResource(resourceBackupBuckets)
 	entriesGVR   = extensionsGV.WithResource(resourceBackupEntries)
+	// clustersGVR are what gardenlet writes of each cluster on the seed, under the name of its namespace.
+	clustersGVR  = extensionsGV.WithResource("clusters")
 	secretsGVR   = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
 	namespaceGVR = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 )
@@ -235,7 +241,7 @@ func keptAnnotations(u *unstructured.Unstructured) map[string]string {
 	for key, value := range u.GetAnnotations() {
 		switch {
 		case key == annotationOperation, key == annotationTimestamp, key == annotationGeneratedSecretNamespace, key == annotationSecret,
-			strings.HasSuffix(key, annotationRotateSuffix):
+			key == annotationExcluded, strings.HasSuffix(key, annotationRotateSuffix):
 			if kept == nil {
 				kept = map[string]string{}
 			}

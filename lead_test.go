@@ -93,6 +93,7 @@ func TestLostLeaseEndsTheWorkFirst(t *testing.T) {
 			}
 			c.enqueue(cache.ObjectName{Name: "object"})
 			d.controllers, d.sweeps = []*controller{c}, newController(resourceSweeps, d.metrics)
+			d.checks = newController(resourceChecks, d.metrics)
 			d.metrics.facts.begin("b", time.Hour, time.Now())
 			d.metrics.bucketLocked.WithLabelValues("b").Set(1)
 			return d, began, ended

@@ -1,8 +1,8 @@
 // Command bucketwarden guards the etcd backup buckets of a Gardener seed: it owns the
 // BackupBuckets and BackupEntries of extensions.gardener.cloud/v1alpha1.
 //
-// This file has the flags with their checks, and run, which is the process from its arguments to its end. All mistakes in
-// flags are found here, before anything is connected.
+// This file has the flags with their checks, and run, which is the daemon from its arguments to its end. All mistakes in
+// flags are found here, before anything is connected. Commands are in cmd.go.
 package main
 
 import (
@@ -50,6 +50,7 @@ type config struct {
 	ignoreOperationAnnotation    bool
 	concurrentSyncs              int
 	verifyInterval               time.Duration
+	deepCheck                    bool
 	metricsAddress               string
 	healthAddress                string
 	namespace                    string
@@ -78,6 +79,8 @@ func (c *config) register(fs *flag.FlagSet) {
 	fs.DurationVar(&c.verifyInterval, "verify-interval", 0, "how often every bucket is checked against the cloud, and its "+
 		"tombstones are looked at (default: checked every minute where a lock can be taken away (S3), else every 10 minutes (Azure); "+
 		"tombstones every 10 minutes)")
+	fs.BoolVar(&c.deepCheck, "deep-check", false, "read the backups of one BackupEntry of each bucket a day and check what is in them, "+
+		"which costs traffic")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")
@@ -224,6 +227,9 @@ func (t *typeFlag) Set(value string) error {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	if c, args := commandOf(os.Args); c != nil {
+		os.Exit(c.main(ctx, args))
+	}
 	err := run(ctx, os.Args[1:], os.Stdout)
 	klog.Flush()
 	switch {
@@ -246,6 +252,7 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 		if errors.Is(err, flag.ErrHelp) {
 			fs.SetOutput(output)
 			fs.Usage()
+			_, _ = fmt.Fprintf(output, "\n%s help lists the commands for operators.\n", programName)
 		}
 		return nil, err
 	}

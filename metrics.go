@@ -77,7 +77,8 @@ type metrics struct {
 	webhookCertificateExpiry *prometheus.GaugeVec
 	leader                   prometheus.Gauge
 	queue                    queueMetrics
-
+	// entries are what is known of the backups of each BackupEntry.
+	entries                                                      *entryStates
 	bucketExpectedLocked, bucketExpectedRetention, bucketForeign *prometheus.GaugeVec
 	bucketRepairs                                                *prometheus.CounterVec
 }
@@ -202,9 +203,11 @@ func newMetrics() *metrics {
 			"worked on its item.", "name"),
 		retries: counter("workqueue_retries_total", "Items put back after a failure.", "name"),
 	}
-	m.registry.MustRegister(m.facts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.entries = newEntryStates()
+	m.registry.MustRegister(m.facts, m.entries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceCertificates} {
+	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceChecks,
+		resourceCertificates} {
 		m.panics.WithLabelValues(resource)
 		m.failingObjects.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {

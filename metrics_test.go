@@ -30,6 +30,10 @@ func metricsTestFull() *metrics {
 	m.bucketKeyAgeKnown.WithLabelValues("")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
+	m.entries.watch(&backupEntry{})
+	m.entries.set(&backupEntry{}, entryState{checked: time.Now(), full: time.Now(), delta: time.Now(), known: true, complete: true,
+		lock: chainLock{known: true}, exclusionsKnown: true, cluster: awake})
+	m.entries.setDeep(&backupEntry{}, deepState{at: time.Now(), intact: true})
 	m.purgedObjects.WithLabelValues("")
 	m.purgedBytes.WithLabelValues("")
 	m.observeStoreRequest(storeS3, "", outcomeSuccess, 0)

@@ -166,6 +166,15 @@ func TestMonitoringAlerts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	backups, err := os.ReadFile("deploy/alerts_backups_test.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, more, found := strings.Cut(string(backups), "\ntests:\n")
+	if !found {
+		t.Fatal("deploy/alerts_backups_test.yaml has no tests")
+	}
+	data = append(data, more...)
 	var tests struct {
 		Tests []struct {
 			AlertRuleTest []struct {

@@ -171,21 +171,31 @@ func (r *reconciler) openStore(ctx context.Context, b *backupBucket, secret *cor
 	if err != nil {
 		return nil, nil, err
 	}
-	if want.err != nil && want.CloudUnknown && old.Cloud == "" && old.Policy.None() && b.GeneratedSecretRef.Name == "" {
-		return nil, nil, &storeError{code: codeConfigurationProblem,
-			err: fmt.Errorf("the cloud is not known: %w", errors.Join(want.err, errNotOurBucket))}
-	}
 	account, _ := r.published(b, generated)
-	store, err := r.provider(&b.object).openStore(bucketRef{
-		Name: b.Name, Region: b.Region, Recorded: old.Policy, Created: old.Origin == originCreated, Cloud: want.Cloud,
-		KeyExpirationDays: want.Rotation.ExpirationDays,
-		// A secret that was lost or altered must not make us look into another account.
-		Account: cmp.Or(old.Account, account),
-	}, secret.Data)
+	ref, err := storeRef(b, want, old, account)
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := r.provider(&b.object).openStore(ref, secret.Data)
 	if err == nil {
 		err = r.endpoints().enter(ctx, store.endpoint(), class)
 	}
 	return store, generated, credentialsError(err, secret)
+}
+
+// storeRef is where the bucket of a BackupBucket is; account is the one that its generated secret names, if any. It is an error
+// if that is not known: credentials of a custom cloud must not go to the public one.
+func storeRef(b *backupBucket, want desired, old record, account string) (bucketRef, error) {
+	if want.err != nil && want.CloudUnknown && old.Cloud == "" && old.Policy.None() && b.GeneratedSecretRef.Name == "" {
+		return bucketRef{}, &storeError{code: codeConfigurationProblem,
+			err: fmt.Errorf("the cloud is not known: %w", errors.Join(want.err, errNotOurBucket))}
+	}
+	return bucketRef{
+		Name: b.Name, Region: b.Region, Recorded: old.Policy, Created: old.Origin == originCreated, Cloud: want.Cloud,
+		KeyExpirationDays: want.Rotation.ExpirationDays,
+		// A secret that was lost or altered must not make us look into another account.
+		Account: cmp.Or(old.Account, account),
+	}, nil
 }
 
 // openObjects opens what lies in a bucket with the credentials of a BackupEntry.

@@ -1,6 +1,7 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader, leaser). The rules of each method are here; an implementation has only what differs.
+// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, sealReader). The rules of each
+// method are here; an implementation has only what differs.
 
 package main
 
@@ -8,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"time"
 
@@ -51,6 +53,57 @@ type leaser interface {
 	breakLease(ctx context.Context, v version) error
 }
 
+// reader is a versions whose objects can be read.
+type reader interface {
+	// open begins to read a version that a list has shown: one request. It is read once, slowly or fast, and ends with an
+	// error if it goes on beyond the size that the list said. What it returns has to be closed; its errors are *storeErrors,
+	// with errNoVersion of one that is not there any more.
+	open(ctx context.Context, v version) (io.ReadCloser, error)
+}
+
+// excludeTag with the value excludeValue, exactly, keeps a snapshot out of a restore
+// (gardener/etcd-backup-restore docs/usage/enabling_immutable_snapshots.md). Where there are delete markers (hider) it counts
+// only together with one on the same key, and only on the oldest version of the key.
+const (
+	excludeTag   = "x-etcd-snapshot-exclude"
+	excludeValue = "true"
+)
+
+// tagger is a versions whose objects carry tags.
+type tagger interface {
+	// tags reads all tags of a version: one request. Of one that is not there any more the error is errNoVersion.
+	tags(ctx context.Context, v version) (map[string]string, error)
+	// setTags replaces all tags of a version, those of others included: one request.
+	setTags(ctx context.Context, v version, tags map[string]string) error
+}
+
+// tagLister is a tagger whose list can tell the tags too, so that nobody has to ask for those of each object.
+type tagLister interface {
+	// taggedPages is pages with version.excluded filled in. It may need a permission that pages does not need.
+	taggedPages(ctx context.Context, prefix string, from cursor) iter.Seq2[page, error]
+}
+
+// lockReader is a versions whose list does not tell until when a version is retained.
+type lockReader interface {
+	// lock says until when a version is retained, zero if it is not, and that a legal hold keeps it: one request if it is retained,
+	// else two. Of one that is not there any more the error is errNoVersion.
+	lock(ctx context.Context, v version) (until time.Time, held bool, err error)
+}
+
+// sealReader is a lockReader that tells the retention that nobody can take away from one that somebody can.
+type sealReader interface {
+	lockReader
+	// seal is lock, where a retention that somebody can take away (S3's GOVERNANCE) counts as none.
+	seal(ctx context.Context, v version) (until time.Time, held bool, err error)
+}
+
+// hider is a versions that keeps old versions below a delete marker.
+type hider interface {
+	// hide writes a delete marker on a key, and returns it: two requests, the first to be sure that the bucket keeps what is
+	// hidden, since else this would delete it. remove takes the marker away again.
+	hide(ctx context.Context, key string) (version, error)
+}
+
 // version is one thing in a bucket that can be deleted by itself.
 type version struct {
 	key, id string // the id is empty where the bucket has no versions
@@ -64,6 +117,8 @@ type version struct {
 	held, own bool
 	// leaves: deleting it may leave another version behind.
 	leaves bool
+	// excluded: it has the tag excludeTag. Only taggedPages tells.
+	excluded bool
 }
 
 func (v version) same(w version) bool { return v.key == w.key && v.id == w.id }
@@ -214,6 +269,8 @@ var (
 	errBucketNotEmpty = errors.New("the bucket is not empty")
 	// errNoBucket is what remove answers of a bucket that does not exist any more.
 	errNoBucket = errors.New("the bucket does not exist")
+	// errNoVersion is in the chain of errors about a version that does not exist any more.
+	errNoVersion = errors.New("the object version does not exist")
 	// errKeyRejected is in the chain of errors that say that the store does not accept a key that a generated secret publishes:
 	// it was regenerated, or altered in the secret.
 	errKeyRejected = errors.New("the published key is not accepted")

@@ -106,10 +106,14 @@ func (c *azureClients) traits(cloud *azureCloud) traits {
 }
 
 func (b *azureBlobs) pages(ctx context.Context, prefix string, from cursor) iter.Seq2[page, error] {
+	return b.listed(ctx, prefix, from, b.cloud.include())
+}
+
+// listed reads a list page by page.
+func (b *azureBlobs) listed(ctx context.Context, prefix string, from cursor, include container.ListBlobsInclude) iter.Seq2[page, error] {
 	return func(yield func(page, error) bool) {
 		pager := b.blobs.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
-			Prefix: notEmpty(prefix), Marker: notEmpty(from.key), MaxResults: to.Ptr[int32](azurePageSize),
-			Include: b.cloud.include(),
+			Prefix: notEmpty(prefix), Marker: notEmpty(from.key), MaxResults: to.Ptr[int32](azurePageSize), Include: include,
 		})
 		for pager.More() {
 			response, err := azureCall(ctx, "Blobs.List", pager.NextPage)
@@ -135,7 +139,7 @@ func (b *azureBlobs) page(response container.ListBlobsFlatResponse) page {
 	p := page{now: cmp.Or(deref(response.Date), time.Now()), next: cursor{key: deref(response.NextMarker)}}
 	p.versions = make([]version, 0, len(response.Segment.BlobItems))
 	for _, item := range response.Segment.BlobItems {
-		v := version{key: deref(item.Name), held: b.held}
+		v := version{key: deref(item.Name), held: b.held, excluded: azureTags(item.BlobTags)[excludeTag] == excludeValue}
 		if id := deref(item.VersionID); id != "" {
 			// Deleting the current version of a blob leaves it behind as a previous one
 			// (learn.microsoft.com/azure/storage/blobs/versioning-overview).

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"iter"
 	"maps"
 	"net/http"
@@ -39,6 +41,12 @@ type memoryServer struct {
 	requests map[string]int
 	failures map[string]*suiteFailure
 	deletes  map[string]func()
+	// content and tagged are of versions, by their ids, which are unique; a version without content is zeros.
+	content map[string][]byte
+	tagged  map[string]map[string]string
+	// refuse is the answer to an operation, unless it is StatusOK; broken what is read of a version, unless it is nil.
+	refuse func(operation string) int
+	broken func(version) io.Reader
 }
 
 type memoryBucket struct {
@@ -49,7 +57,8 @@ type memoryBucket struct {
 
 func newMemoryServer() *memoryServer {
 	return &memoryServer{key: "open sesame", buckets: map[string]*memoryBucket{}, requests: map[string]int{},
-		failures: map[string]*suiteFailure{}, deletes: map[string]func(){}}
+		failures: map[string]*suiteFailure{}, deletes: map[string]func(){}, content: map[string][]byte{},
+		tagged: map[string]map[string]string{}}
 }
 
 // serve answers one request. What f gets is nil if there is no bucket of that name.
@@ -72,14 +81,15 @@ func (s *memoryServer) serve(ref bucketRef, key string, f func(*memoryBucket) in
 }
 
 // write adds a version, or a delete marker, which is never retained.
-func (s *memoryServer) write(b *memoryBucket, v version) {
+func (s *memoryServer) write(b *memoryBucket, v version) version {
 	s.next++
-	v.id, v.created = fmt.Sprintf("%012d", s.next), time.Now()
+	v.id, v.created = fmt.Sprintf("%012d", s.next), cmp.Or(v.created, time.Now())
 	if !b.policy.None() && !v.marker {
 		v.until = b.policy.until(v.created)
 	}
 	i, _ := slices.BinarySearchFunc(b.versions, v, compareMemory)
 	b.versions = slices.Insert(b.versions, i, v)
+	return v
 }
 
 func compareMemory(v, w version) int {
@@ -160,7 +170,13 @@ func (s *memoryStore) once(ctx context.Context, operation string, f func(*memory
 	if err := ctx.Err(); err != nil {
 		return 0, &storeError{err: fmt.Errorf("%s for bucket %q was not sent: %w", operation, s.Name, err)}
 	}
-	status := s.server.serve(s.bucketRef, s.key, f)
+	status := http.StatusOK
+	if s.server.refuse != nil {
+		status = s.server.refuse(operation)
+	}
+	if status == http.StatusOK {
+		status = s.server.serve(s.bucketRef, s.key, f)
+	}
 	outcome, failed := outcomeError, &storeError{err: fmt.Errorf("%s for bucket %q failed: %s", operation, s.Name, http.StatusText(status))}
 	switch status {
 	case http.StatusOK:
@@ -352,6 +368,63 @@ func (s *memoryStore) until(ctx context.Context, v version) (until time.Time, er
 		}
 	}))
 	return until, err
+}
+
+var _ interface {
+	reader
+	tagger
+	hider
+} = &memoryStore{}
+
+// version makes a request about a version.
+func (s *memoryStore) version(ctx context.Context, operation string, v version, f func(version)) error {
+	status, err := s.request(ctx, operation, func(b *memoryBucket) int {
+		if b == nil {
+			return http.StatusNotFound
+		}
+		at := slices.IndexFunc(b.versions, v.same)
+		if at < 0 || b.versions[at].marker {
+			return http.StatusNotFound
+		}
+		f(b.versions[at])
+		return http.StatusOK
+	})
+	if status == http.StatusNotFound {
+		return &storeError{err: fmt.Errorf("%s of %q in bucket %q: %w", operation, v.key, s.Name, errNoVersion)}
+	}
+	return err
+}
+
+func (s *memoryStore) open(ctx context.Context, v version) (body io.ReadCloser, err error) {
+	err = s.version(ctx, "GetObject", v, func(stored version) {
+		content, ok := s.server.content[stored.id]
+		if !ok {
+			content = make([]byte, stored.size)
+		}
+		reader := io.Reader(bytes.NewReader(content))
+		if s.server.broken != nil {
+			reader = cmp.Or(s.server.broken(stored), reader)
+		}
+		body = &objectBody{ReadCloser: io.NopCloser(reader), left: v.size, fail: func(err error) error {
+			code, text := readCause(err)
+			return &storeError{code: code, err: fmt.Errorf("reading %q: %s", v.key, text)}
+		}}
+	})
+	return body, err
+}
+
+func (s *memoryStore) tags(ctx context.Context, v version) (tags map[string]string, err error) {
+	err = s.version(ctx, "GetTags", v, func(stored version) { tags = maps.Clone(s.server.tagged[stored.id]) })
+	return tags, err
+}
+
+func (s *memoryStore) setTags(ctx context.Context, v version, tags map[string]string) error {
+	return s.version(ctx, "PutTags", v, func(stored version) { s.server.tagged[stored.id] = maps.Clone(tags) })
+}
+
+func (s *memoryStore) hide(ctx context.Context, key string) (marker version, err error) {
+	_, err = s.request(ctx, "DeleteObject", there(func(b *memoryBucket) { marker = s.server.write(b, version{key: key, marker: true}) }))
+	return marker, err
 }
 
 // deleting calls what the acceptance suite wants to be called.

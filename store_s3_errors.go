@@ -102,7 +102,9 @@ var s3Codes = map[string]errorCode{
 var s3Permissions = map[string]string{
 	"DeleteObjects":              "DeleteObjectVersion",
 	"GetBucketEncryption":        "GetEncryptionConfiguration",
+	"GetObject":                  "GetObjectVersion",
 	"GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
+	"GetObjectTagging":           "GetObjectVersionTagging",
 	"GetPublicAccessBlock":       "GetBucketPublicAccessBlock",
 	"HeadBucket":                 "ListBucket",
 	"ListBuckets":                "ListAllMyBuckets",
@@ -110,6 +112,7 @@ var s3Permissions = map[string]string{
 	"ListObjectVersions":         "ListBucketVersions",
 	"PutBucketEncryption":        "PutEncryptionConfiguration",
 	"PutObjectLockConfiguration": "PutBucketObjectLockConfiguration",
+	"PutObjectTagging":           "PutObjectVersionTagging",
 	"PutPublicAccessBlock":       "PutBucketPublicAccessBlock",
 }
 

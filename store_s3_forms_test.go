@@ -58,6 +58,7 @@ type formVersion struct {
 	created      time.Time
 	marker, held bool
 	until        time.Time
+	tags         string // a Tagging document
 }
 
 func (v formVersion) kept() bool { return v.held || v.until.After(time.Now()) }
@@ -151,7 +152,7 @@ func breakAnswer(w http.ResponseWriter, body string, reset bool) {
 func formOperation(r *http.Request) string {
 	bucket, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	q := r.URL.Query()
-	for _, sub := range []string{"object-lock", "versioning", "encryption", "publicAccessBlock", "policy", "retention", "legal-hold"} {
+	for _, sub := range []string{"object-lock", "versioning", "encryption", "publicAccessBlock", "policy", "retention", "legal-hold", "tagging"} {
 		if q.Has(sub) {
 			return r.Method + " " + sub
 		}
@@ -202,6 +203,10 @@ func (f *formS3) serve(w http.ResponseWriter, r *http.Request, operation string,
 		default:
 			_, _ = io.WriteString(w, lockDocument(b.rule))
 		}
+		return
+	case "GET versioning":
+		fmt.Fprintf(w, "<VersioningConfiguration>%s</VersioningConfiguration>",
+			map[bool]string{true: "<Status>Enabled</Status>"}[b != nil && b.versioned])
 		return
 	case "GET encryption":
 		answerS3Error(w, http.StatusNotFound, "ServerSideEncryptionConfigurationNotFoundError", "none")
@@ -262,6 +267,9 @@ func (f *formS3) serve(w http.ResponseWriter, r *http.Request, operation string,
 			answerS3Error(w, http.StatusForbidden, code, "retained")
 			return
 		}
+		if id == "" && b.versioned {
+			w.Header().Set("X-Amz-Version-Id", fmt.Sprintf("v%08d", f.next))
+		}
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		f.object(w, r, operation, b, key, raw)
@@ -294,6 +302,13 @@ func (f *formS3) object(w http.ResponseWriter, r *http.Request, operation string
 		answerS3Error(w, http.StatusNotFound, "NoSuchKey", "none")
 	case b.versions[i].marker:
 		answerS3Error(w, http.StatusMethodNotAllowed, "MethodNotAllowed", "a delete marker")
+	case operation == "GET object":
+		w.Header().Set("Content-Length", strconv.Itoa(b.versions[i].size))
+		_, _ = w.Write(make([]byte, b.versions[i].size))
+	case operation == "PUT tagging":
+		b.versions[i].tags = string(raw)
+	case operation == "GET tagging":
+		_, _ = io.WriteString(w, cmp.Or(b.versions[i].tags, "<Tagging><TagSet></TagSet></Tagging>"))
 	case f.wholly && r.Method == http.MethodGet:
 		answerS3Error(w, http.StatusNotFound, "NoSuchObjectLockConfiguration", "none")
 	case operation == "PUT legal-hold":
@@ -305,7 +320,11 @@ func (f *formS3) object(w http.ResponseWriter, r *http.Request, operation string
 	case b.versions[i].until.IsZero():
 		answerS3Error(w, http.StatusNotFound, "NoSuchObjectLockConfiguration", "none")
 	default:
-		fmt.Fprintf(w, "<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>",
+		mode := "COMPLIANCE"
+		if strings.Contains(b.rule, "GOVERNANCE") {
+			mode = "GOVERNANCE"
+		}
+		fmt.Fprintf(w, "<Retention><Mode>%s</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>", mode,
 			b.versions[i].until.Format(time.RFC3339Nano))
 	}
 }
@@ -457,10 +476,10 @@ func (b *formBackend) list(_ *testing.T, bucket string) (objects []suiteObject) 
 // TestStoreForms runs the acceptance suite against S3 in its other known forms.
 func TestStoreForms(t *testing.T) {
 	all := []string{
-		"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Ageing", "LegalHold",
-		"Delete", "Open", "Faults", "Concurrency", "Cancellation",
+		"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Content", "Retained", "Ageing",
+		"LegalHold", "Delete", "Open", "Faults", "Concurrency", "Cancellation",
 	}
-	unlocked := []string{"Purge", "PurgeMany", "HardKeys", "Marks", "Open", "Concurrency", "Cancellation"}
+	unlocked := []string{"Purge", "PurgeMany", "HardKeys", "Marks", "Content", "Open", "Concurrency", "Cancellation"}
 	for name, test := range map[string]struct {
 		form s3Form
 		run  []string

@@ -489,6 +489,7 @@ func testStoreOnly(t *testing.T, backend storeBackend, only []string) {
 		{"HardKeys", testStoreHardKeys},
 		{"Marks", testStoreMarks},
 		{"Markers", testStoreMarkers},
+		{"Content", testStoreContent},
 		{"Retained", testStoreRetained},
 		{"Ageing", testStoreAgeing},
 		{"LegalHold", testStoreLegalHold},

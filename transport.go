@@ -2,7 +2,7 @@
 //
 // Rules:
 //   - An answer has to begin within answerTime, to keep coming, and to stay below the size that its request can expect,
-//     so that no store delays a pass without end or fills our memory.
+//     so that no store delays a pass without end or fills our memory. That of an object is as large as the list said.
 //   - A request that changes something is made only while this replica holds the lease.
 //   - The endpoints hear of each answer and each failure, and say which requests are not to be made now.
 //   - Answers are taken as they are: no decompression, and no redirect to another host.
@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -85,6 +86,9 @@ func (t *storeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if isList(r) {
 		largest = maxListAnswer
 	}
+	if size, ok := r.Context().Value(streamSize{}).(int64); ok {
+		largest = max(largest, size)
+	}
 	timer := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
 	response, err := t.Transport.RoundTrip(r.WithContext(ctx))
 	timer.Stop()
@@ -132,6 +136,51 @@ func isList(r *http.Request) bool {
 	query := r.URL.Query()
 	return r.Method == http.MethodPost || query.Has("versions") || query.Has("list-type") || query.Has("uploads") ||
 		query.Get("comp") == "list"
+}
+
+// streamSize is the context key of the size of an object that is read, an int64.
+type streamSize struct{}
+
+// objectBody is the body of an object that is read. It fails with a store's own errors, and once it is longer than the list said.
+type objectBody struct {
+	io.ReadCloser
+	left int64
+	fail func(error) error
+}
+
+// Read implements io.Reader.
+func (b *objectBody) Read(buffer []byte) (int, error) {
+	n, err := b.ReadCloser.Read(buffer)
+	b.left -= int64(n)
+	switch {
+	case b.left < 0:
+		err = b.fail(&answerError{text: "the object is larger than the list says"})
+	case err != nil && err != io.EOF:
+		err = b.fail(err)
+	case err == io.EOF && b.left > 0:
+		err = b.fail(&answerError{text: "the object is smaller than the list says"})
+	}
+	return n, err
+}
+
+// readCause says why an object could not be read to its end.
+func readCause(err error) (errorCode, string) {
+	code, text := networkCause(err)
+	var answer *answerError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "", "the request was canceled"
+	case errors.As(err, &answer) && !answer.timeout:
+		return "", answer.text
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return codeRetryableDependencies, "the connection breaks off"
+	case text != "":
+		return code, text
+	}
+	for next := err; next != nil; next = errors.Unwrap(next) {
+		text = next.Error()
+	}
+	return "", text
 }
 
 // errNoAnswer is a timeout for networkCause.

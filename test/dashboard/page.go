@@ -21,7 +21,7 @@ func Height(views []View) int {
 	for _, v := range views {
 		bottom = max(bottom, v.GridPos.Y+v.GridPos.H)
 	}
-	return bottom*unit + 2*margin + 40
+	return bottom*unit + margin + 40
 }
 
 var colors = map[string]string{"green": "#37872d", "red": "#c4162a", "orange": "#d9730d", "blue": "#1f60c4", "gray": "#8e8e8e", "": "#24292e"}

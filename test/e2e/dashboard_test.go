@@ -87,7 +87,6 @@ type scene struct {
 	begin      time.Time
 	// names of buckets
 	fine, repaired, weaker, open, azure string
-	shoot                               string
 }
 
 func startScene(t *testing.T) *scene {
@@ -106,7 +105,7 @@ func startScene(t *testing.T) *scene {
 
 	bin := prometheusBinaries(t)
 	var err error
-	s.prometheus, err = env.StartPrometheus(t.Context(), env.PrometheusOptions{Binary: bin.Prometheus, MetricsURL: s.daemon.MetricsURL, Rules: quickRules(t, s.daemon)})
+	s.prometheus, err = env.StartPrometheus(t.Context(), env.PrometheusOptions{Binary: bin.Prometheus, MetricsURL: s.daemon.MetricsURL, Rules: quickRules(t)})
 	must(t, err)
 	t.Cleanup(s.prometheus.Stop)
 
@@ -140,7 +139,8 @@ func startScene(t *testing.T) *scene {
 func (s *scene) act(t *testing.T, pause func()) {
 	t.Helper()
 	// Backups are deleted with their cluster: what is retained stays for now, the rest goes.
-	for _, bucket := range []string{s.fine, s.open} {
+	for _, bucket := range []string{s.fine, s.open, s.open} {
+		pause()
 		entry, _ := newShoot(t)
 		store.createEntry(t, entryObject(entry, s.daemon.kind, bucket))
 		waitHealthy(t, entries, entry)

@@ -407,6 +407,7 @@ func TestQuickstart(t *testing.T) {
 	}
 
 	placeholders := strings.NewReplacer("BUCKET", "seed-minio-backups", "NAMESPACE", "bucketwarden",
+		"ENTRY", "shoot--project--minio--0d4ac9a3-55be-4f53-8a8e-0ab9a6bb1d9f",
 		// There are neither pods nor leader election.
 		"kubectl -n NAMESPACE port-forward", "# ", "kubectl -n NAMESPACE get lease bucketwarden", "")
 	// Its blocks have no mark, which is empty.
@@ -502,6 +503,12 @@ func TestDocumentedCommandsExist(t *testing.T) {
 					continue
 				case "./bucketwarden":
 					known = help(t, binaries.Daemon)
+					if len(words) > 1 && !strings.HasPrefix(words[1], "-") {
+						output, err := exec.CommandContext(t.Context(), binaries.Daemon, "help", words[1]).CombinedOutput()
+						if known = string(output); words[1] != "help" && err != nil {
+							t.Errorf("%s: %v\n%s", b, err, output)
+						}
+					}
 				case "kubectl":
 					if i := slices.Index(words, "-n"); i > 0 {
 						words = slices.Delete(words, i, i+2)

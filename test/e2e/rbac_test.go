@@ -227,6 +227,14 @@ func TestChartPermissions(t *testing.T) {
 					return err
 				})
 			}
+			// An entry without backups has its Cluster looked at.
+			eventually(t, "the backups were looked at", func(ctx context.Context) error {
+				at, err := d.Value(ctx, "bucketwarden_backupentry_last_checked_timestamp_seconds", "entry="+shoot)
+				if err == nil && at == 0 {
+					err = errors.New("not yet")
+				}
+				return err
+			})
 			must(t, s.Delete(t.Context(), entries, shoot))
 			s.awaitGone(entries, shoot)
 			must(t, s.Delete(t.Context(), buckets, bucket))

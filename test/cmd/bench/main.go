@@ -46,9 +46,11 @@ func main() {
 	blobs := flag.Int("blobs", 10000, "blobs of the deleted BackupEntries on Azure")
 	purge := flag.Int("purge", 100000, "object versions of the purge whose memory is measured")
 	reviews := flag.Int("reviews", 6000, "admission reviews")
+	checked := flag.Int("checked", 1000, "BackupEntries whose backups are looked at, each with 500 object versions")
+	only := flag.String("only", "", "measure only these `PARTS`, comma separated: "+strings.Join(partNames(sizes{}), ", "))
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *entries, *many, *versions, *blobs, *purge, *reviews)
+	err := run(ctx, *only, sizes{entries: *entries, many: *many, versions: *versions, blobs: *blobs, purge: *purge, reviews: *reviews, checked: *checked})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -66,7 +68,9 @@ type bench struct {
 	daemon    *env.Daemon
 	// startup is how long the daemon took from start to ready.
 	startup time.Duration
-	rows    []string
+	// hasBucket: the bucket of that name is there.
+	hasBucket bool
+	rows      []string
 }
 
 func progress(format string, args ...any) {
@@ -77,16 +81,66 @@ func (b *bench) row(what, target, measured string) {
 	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s |", what, target, measured))
 }
 
-func run(ctx context.Context, entries, many, versions, blobs, purge, reviews int) error {
+// sizes are how much there is of each.
+type sizes struct{ entries, many, versions, blobs, purge, reviews, checked int }
+
+// part is a measurement.
+type part struct {
+	name    string
+	measure func(*bench, context.Context) error
+}
+
+// parts are all measurements in their order.
+func parts(n sizes) []part {
+	return []part{
+		{"idle", (*bench).idle},
+		{"verify", (*bench).verify},
+		{"admission", func(b *bench, ctx context.Context) error { return b.admission(ctx, n.reviews, 200) }},
+		{"hand-over", (*bench).handOver},
+		{"trouble", (*bench).trouble},
+		{"delete", func(b *bench, ctx context.Context) error { return b.deleteEntries(ctx, n.versions) }},
+		{"azure", func(b *bench, ctx context.Context) error { return b.azureRequests(ctx, n.blobs) }},
+		{"purge", func(b *bench, ctx context.Context) error { return b.purgeMemory(ctx, n.purge) }},
+		{"entries", func(b *bench, ctx context.Context) error { return b.entries(ctx, n.entries, n.many) }},
+		{"backups", func(b *bench, ctx context.Context) error { return b.backups(ctx, n.checked) }},
+	}
+}
+
+func partNames(n sizes) (names []string) {
+	for _, p := range parts(n) {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// chosen are the parts that are named, or all.
+func chosen(only string, n sizes) ([]part, error) {
+	all := parts(n)
+	if only == "" {
+		return all, nil
+	}
+	names := strings.Split(only, ",")
+	for _, name := range names {
+		if !slices.Contains(partNames(n), name) {
+			return nil, fmt.Errorf("--only: there is no part %q", name)
+		}
+	}
+	return slices.DeleteFunc(all, func(p part) bool { return !slices.Contains(names, p.name) }), nil
+}
+
+func run(ctx context.Context, only string, n sizes) error {
+	measurements, err := chosen(only, n)
+	if err != nil {
+		return err
+	}
 	b := &bench{}
-	var err error
 	if b.bin, err = env.EnsureBinaries(ctx, os.Stderr); err != nil {
 		return err
 	}
-	if b.kube, err = env.StartKube(ctx, b.bin.Testkube); err != nil {
+	if err := b.startKube(ctx); err != nil {
 		return err
 	}
-	defer b.kube.Stop()
+	defer func() { b.kube.Stop() }()
 	if b.minio, err = env.StartMinIO(ctx, env.MinIOOptions{Binary: b.bin.MinIO}); err != nil {
 		return err
 	}
@@ -99,35 +153,28 @@ func run(ctx context.Context, entries, many, versions, blobs, purge, reviews int
 		return err
 	}
 	defer b.azure.Stop()
-	b.gardenlet = env.Gardenlet{Kube: b.kube}
-	if err := b.gardenlet.Namespace(ctx, env.GardenNamespace); err != nil {
-		return err
-	}
 	defer func() {
 		if b.daemon != nil {
 			b.daemon.Kill()
 		}
 	}()
-	for _, measure := range []func(context.Context) error{
-		b.idle,
-		b.verify,
-		func(ctx context.Context) error { return b.admission(ctx, reviews, 200) },
-		b.handOver,
-		b.trouble,
-		func(ctx context.Context) error { return b.deleteEntries(ctx, versions) },
-		func(ctx context.Context) error { return b.azureRequests(ctx, blobs) },
-		func(ctx context.Context) error { return b.purgeMemory(ctx, purge) },
-		func(ctx context.Context) error { return b.newEntries(ctx, entries) },
-		func(ctx context.Context) error { return b.reconcileAgain(ctx, entries) },
-		func(ctx context.Context) error { return b.restart(ctx, entries) },
-		func(ctx context.Context) error { return b.manyEntries(ctx, entries, many) },
-	} {
-		if err := measure(ctx); err != nil {
-			return err
+	for _, p := range measurements {
+		if err := p.measure(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	fmt.Printf("| what | target | measured |\n|---|---|---|\n%s\n", strings.Join(b.rows, "\n"))
 	return nil
+}
+
+// startKube starts an API server with nothing in it.
+func (b *bench) startKube(ctx context.Context) error {
+	kube, err := env.StartKube(ctx, b.bin.Testkube)
+	if err != nil {
+		return err
+	}
+	b.kube, b.gardenlet, b.hasBucket = kube, env.Gardenlet{Kube: kube}, false
+	return b.gardenlet.Namespace(ctx, env.GardenNamespace)
 }
 
 // start starts the daemon; stop ends it.
@@ -178,6 +225,27 @@ func (b *bench) settledRSS(ctx context.Context) (int64, error) {
 		last = rss
 	}
 	return last, nil
+}
+
+// peak is the most resident memory while f works.
+func (b *bench) peak(ctx context.Context, f func() error) (most int64, err error) {
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for watch.Err() == nil {
+			if rss, err := b.daemon.RSS(); err == nil {
+				most = max(most, rss)
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-watch.Done():
+			}
+		}
+	})
+	err = f()
+	stop()
+	watching.Wait()
+	return most, err
 }
 
 // restingCPU is how much of a core the daemon needs while nothing happens.
@@ -236,8 +304,11 @@ func (b *bench) idle(ctx context.Context) error {
 	return b.stopWithAdmission(ctx)
 }
 
-func (b *bench) verify(ctx context.Context) error {
-	progress("verifying a healthy bucket")
+// anyBucket makes the bucket that several parts use, if it is not there.
+func (b *bench) anyBucket(ctx context.Context) error {
+	if b.hasBucket {
+		return nil
+	}
 	if err := b.gardenlet.Secret(ctx, "bucket-"+bucket, b.minio.SecretData(b.proxy.URL)); err != nil {
 		return err
 	}
@@ -251,7 +322,13 @@ func (b *bench) verify(ctx context.Context) error {
 	if _, err := b.kube.WaitFor(ctx, patience, env.BackupBuckets, "", bucket, env.Healthy); err != nil {
 		return err
 	}
-	if err := b.stop(ctx); err != nil {
+	b.hasBucket = true
+	return b.stop(ctx)
+}
+
+func (b *bench) verify(ctx context.Context) error {
+	progress("verifying a healthy bucket")
+	if err := b.anyBucket(ctx); err != nil {
 		return err
 	}
 	// After a restart a healthy bucket is verified once, then not for an hour.
@@ -444,23 +521,11 @@ func (b *bench) purgeMemory(ctx context.Context, n int) error {
 		return err
 	}
 	progress("purging %d object versions", n)
-	most := before
-	watch, stop := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		for watch.Err() == nil {
-			if rss, err := b.daemon.RSS(); err == nil {
-				most = max(most, rss)
-			}
-			select {
-			case <-time.After(20 * time.Millisecond):
-			case <-watch.Done():
-			}
-		}
+	var took time.Duration
+	most, err := b.peak(ctx, func() (err error) {
+		took, err = b.deleteAndWait(ctx, name)
+		return err
 	})
-	took, err := b.deleteAndWait(ctx, name)
-	stop()
-	watching.Wait()
 	if err != nil {
 		return err
 	}
@@ -563,6 +628,24 @@ func (b *bench) azureCount(bucket string) string {
 		counts[r.Operation]++
 	}
 	return fmt.Sprintf("%d %v", len(requests), counts)
+}
+
+// entries measures the throughput with n entries, and the memory with many more.
+func (b *bench) entries(ctx context.Context, n, many int) error {
+	if err := b.anyBucket(ctx); err != nil {
+		return err
+	}
+	for _, measure := range []func(context.Context) error{
+		func(ctx context.Context) error { return b.newEntries(ctx, n) },
+		func(ctx context.Context) error { return b.reconcileAgain(ctx, n) },
+		func(ctx context.Context) error { return b.restart(ctx, n) },
+		func(ctx context.Context) error { return b.manyEntries(ctx, n, many) },
+	} {
+		if err := measure(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func entryName(i int) string { return fmt.Sprintf("shoot--bench--%05d--0001", i) }
@@ -746,6 +829,9 @@ func parallel(ctx context.Context, n int, do func(context.Context, int) error) e
 // invalid, and reads what the webhook itself and the API server measured.
 func (b *bench) admission(ctx context.Context, reviews, rate int) error {
 	progress("admission: %d reviews, %d/s", reviews, rate)
+	if err := b.anyBucket(ctx); err != nil {
+		return err
+	}
 	if err := b.startWithAdmission(ctx); err != nil {
 		return err
 	}

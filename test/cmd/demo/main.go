@@ -52,6 +52,9 @@ type demo struct {
 	gardenlet env.Gardenlet
 	daemon    *env.Daemon
 	sides     []*side
+	binary    string
+	// backups are what an etcd has: a full snapshot and the deltas behind it.
+	backups []env.EtcdSnapshot
 	// warnings are those of the API server's last answers.
 	warnings []string
 }
@@ -83,18 +86,20 @@ type side struct {
 	immutability func(period string) map[string]any
 	// policy is what the store itself says.
 	policy func(context.Context) (string, error)
-	put    func(ctx context.Context, key string) error
+	put    func(ctx context.Context, key string, content []byte) error
 	// delete returns how the store refuses it.
 	delete func(ctx context.Context, key string) (refusal string, err error)
 	// tamper tries to end the retention, with the credentials of the store's owner; it
 	// returns what became of it.
 	tamper func(context.Context) (did, saw string, err error)
+	// flags and environment are what commands need to find the store.
+	flags, environment []string
 }
 
 func (s *side) namespace() string { return "shoot--demo--" + s.kind }
 func (s *side) entry() string     { return s.namespace() + "--5f0d7b1c-3a52-4d0e-9a3e-0a4f6f1c2b11" }
-func (s *side) snapshot() string {
-	return s.entry() + "/etcd-main/v2/Full-00000000-00004711-1762500000.gz"
+func (s *side) key(of env.EtcdSnapshot) string {
+	return s.entry() + "/etcd-main/v2/" + of.Name
 }
 
 func run(ctx context.Context, once bool) error {
@@ -103,7 +108,7 @@ func run(ctx context.Context, once bool) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("Starting kube-apiserver, MinIO, Azurite with a management plane, and bucketwarden")
+	fmt.Println("Starting kube-apiserver, MinIO, Azurite with a management plane, an etcd with backups, and bucketwarden")
 	kube, err := env.StartKube(ctx, bin.Testkube)
 	if err != nil {
 		return err
@@ -119,7 +124,10 @@ func run(ctx context.Context, once bool) error {
 		return err
 	}
 	defer azure.Stop()
-	d := &demo{kube: kube}
+	d := &demo{kube: kube, binary: bin.Daemon}
+	if d.backups, err = takeBackups(ctx); err != nil {
+		return err
+	}
 	if err := d.recordWarnings(); err != nil {
 		return err
 	}
@@ -148,6 +156,7 @@ func run(ctx context.Context, once bool) error {
 		{"It is refused too if somebody got around admission", d.weakenUnseen},
 		{"Tampering", d.tamper},
 		{"A BackupEntry gets its secret", d.createEntry},
+		{"One of its backups is broken, and is left out of a restore", d.checkBackups},
 		{"Prometheus sees it all", d.showMetrics},
 	} {
 		fmt.Printf("\n%d. %s\n", i+1, step.title)
@@ -171,10 +180,11 @@ Look around; Ctrl-C ends it all:
   kubectl get backupbuckets,backupentries
   kubectl describe backupbucket %s
   kubectl get secret -n %s etcd-backup -o yaml
+  %s snapshots %s
   curl -s %s | grep bucketwarden_
   S3: %s, access key %s, secret key %s
   Azure: what was asked of it is at %s/requests
-`, kube.Kubeconfig, d.sides[1].bucket, d.sides[1].namespace(), daemon.MetricsURL, minio.Endpoint, minio.AccessKeyID, minio.SecretAccessKey, azure.ControlURL)
+`, kube.Kubeconfig, d.sides[1].bucket, d.sides[1].namespace(), d.binary, d.sides[0].entry(), daemon.MetricsURL, minio.Endpoint, minio.AccessKeyID, minio.SecretAccessKey, azure.ControlURL)
 	<-ctx.Done()
 	fmt.Println("\nStopping")
 	return nil
@@ -263,8 +273,8 @@ func s3Side(d *demo, minio *env.MinIO) *side {
 		return fmt.Sprintf("%s for %d days", rule.DefaultRetention.Mode, aws.ToInt32(rule.DefaultRetention.Days)), nil
 	}
 	var version *string
-	s.put = func(ctx context.Context, key string) error {
-		put, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: aws.String(bucket), Key: &key, Body: strings.NewReader("all of etcd")})
+	s.put = func(ctx context.Context, key string, content []byte) error {
+		put, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: aws.String(bucket), Key: &key, Body: bytes.NewReader(content)})
 		if err == nil {
 			version = put.VersionId
 		}
@@ -315,8 +325,9 @@ func azureSide(azure *env.Azure) *side {
 		}
 		return fmt.Sprintf("%s for %d days", container.State, container.Days), nil
 	}
-	s.put = func(ctx context.Context, key string) error {
-		return azure.PutBlob(ctx, bucket, key, []byte("all of etcd"))
+	s.flags, s.environment = []string{"--azure-cloud-config=" + azure.CloudConfig}, []string{"SSL_CERT_FILE=" + azure.CAFile}
+	s.put = func(ctx context.Context, key string, content []byte) error {
+		return azure.PutBlob(ctx, bucket, key, content)
 	}
 	s.delete = func(ctx context.Context, key string) (string, error) {
 		client, err := azure.Blobs(azure.Container(bucket).Account)
@@ -412,11 +423,12 @@ func (d *demo) create(ctx context.Context, s *side) ([]row, error) {
 }
 
 func (d *demo) writeSnapshot(ctx context.Context, s *side) ([]row, error) {
-	if err := s.put(ctx, s.snapshot()); err != nil {
+	key := s.key(d.backups[0])
+	if err := s.put(ctx, key, d.backups[0].Content); err != nil {
 		return nil, fmt.Errorf("writing a snapshot: %w", err)
 	}
-	refusal, err := s.delete(ctx, s.snapshot())
-	return []row{{"did", "wrote " + s.snapshot()}, {"did", "asked to delete it with the owner's credentials"}, {"store says", refusal}}, err
+	refusal, err := s.delete(ctx, key)
+	return []row{{"did", "wrote " + key}, {"did", "asked to delete it with the owner's credentials"}, {"store says", refusal}}, err
 }
 
 func (d *demo) weaken(ctx context.Context, s *side) ([]row, error) {

@@ -1,4 +1,4 @@
-// Command setup builds or fetches what the end-to-end tests run: kube-apiserver with etcd,
+// Command setup builds or fetches what the end-to-end tests run: kube-apiserver with etcd, etcd alone,
 // MinIO, Azurite, Ceph, kubectl, Helm, Prometheus, Chromium, and bucketwarden with the race detector. They
 // would do it by themselves, but go test does not show the progress of a long build.
 package main
@@ -37,6 +37,10 @@ func setup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	etcd, err := env.EnsureEtcd(ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
 	prometheus, err := env.EnsurePrometheus(ctx, os.Stderr)
 	if err != nil {
 		return err
@@ -59,7 +63,8 @@ func setup(ctx context.Context) error {
 		return err
 	}
 	for _, built := range [][2]string{{"testkube", bin.Testkube}, {"MinIO", bin.MinIO}, {"Azurite", bin.Azurite}, {"kubectl", local.Kubectl},
-		{"Helm", helm.Binary()}, {"Prometheus", prometheus.Prometheus}, {"Ceph", whereCeph}, {"Chromium", whereChromium},
+		{"Helm", helm.Binary()}, {"etcd", etcd.Etcd}, {"etcdutl", etcd.Etcdutl}, {"Prometheus", prometheus.Prometheus},
+		{"Ceph", whereCeph}, {"Chromium", whereChromium},
 		{"bucketwarden with -race", bin.Daemon}} {
 		fmt.Printf("%s: %s\n", built[0], built[1])
 	}

@@ -1,0 +1,127 @@
+// What is in object versions on S3, and what keeps them out of a restore: read, tagged, hidden.
+//
+// Rules:
+//   - Always by version id where there is one: the newest version of a key is not the one that a restore takes.
+//   - An object is streamed, never held; the time limit of other requests is not for it, since it takes as long as it is large.
+//   - Nothing is hidden in a bucket that would lose it.
+
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+)
+
+var _ interface {
+	reader
+	tagger
+	hider
+	sealReader
+} = &s3Bucket{}
+
+// open implements reader.
+func (b *s3Bucket) open(ctx context.Context, v version) (io.ReadCloser, error) {
+	out, err := b.GetObject(context.WithValue(ctx, streamSize{}, v.size), &s3.GetObjectInput{Bucket: &b.Name, Key: &v.key,
+		VersionId: notEmpty(v.id)}, b.streaming)
+	if err != nil {
+		return nil, b.failVersion(err, v)
+	}
+	return &objectBody{ReadCloser: out.Body, left: v.size, fail: func(err error) error {
+		code, text := readCause(err)
+		return b.errorf(code, err, "reading object %q of bucket %q failed: %s", v.key, b.Name, b.clean(err, text))
+	}}, nil
+}
+
+// streaming is for an answer that takes as long as it is large. That one has no checksum is nothing to log.
+func (b *s3Bucket) streaming(o *s3.Options) {
+	o.HTTPClient = &http.Client{Transport: b.transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	o.DisableLogOutputChecksumValidationSkipped = true
+}
+
+// failVersion makes the *storeError of an SDK error about one version.
+func (b *s3Bucket) failVersion(err error, v version) error {
+	if s3Gone(err) {
+		return b.errorf("", errNoVersion, "object %q of bucket %q does not exist any more", v.key, b.Name)
+	}
+	return b.fail(err)
+}
+
+// tags implements tagger.
+func (b *s3Bucket) tags(ctx context.Context, v version) (map[string]string, error) {
+	out, err := b.GetObjectTagging(ctx, &s3.GetObjectTaggingInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
+	if err != nil {
+		return nil, b.failVersion(err, v)
+	}
+	tags := make(map[string]string, len(out.TagSet))
+	for _, tag := range out.TagSet {
+		tags[aws.ToString(tag.Key)] = aws.ToString(tag.Value)
+	}
+	return tags, nil
+}
+
+// setTags implements tagger.
+func (b *s3Bucket) setTags(ctx context.Context, v version, tags map[string]string) error {
+	set := make([]types.Tag, 0, len(tags))
+	for key, value := range tags {
+		set = append(set, types.Tag{Key: &key, Value: &value})
+	}
+	_, err := b.PutObjectTagging(ctx, &s3.PutObjectTaggingInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id),
+		Tagging: &types.Tagging{TagSet: set}})
+	if err != nil {
+		return b.failVersion(err, v)
+	}
+	return nil
+}
+
+// hide implements hider.
+func (b *s3Bucket) hide(ctx context.Context, key string) (version, error) {
+	versioning, err := b.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: &b.Name})
+	switch {
+	case err != nil:
+		return version{}, b.fail(err)
+	case versioning.Status != types.BucketVersioningStatusEnabled:
+		return version{}, b.errorf(codeConfigurationProblem, nil, "object %q of bucket %q was not hidden: the bucket has no versioning, so "+
+			"it would be deleted", key, b.Name)
+	}
+	out, err := b.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.Name, Key: &key})
+	if err != nil {
+		return version{}, b.fail(err)
+	}
+	return version{key: key, id: aws.ToString(out.VersionId), marker: true}, nil
+}
+
+// lock implements lockReader.
+func (b *s3Bucket) lock(ctx context.Context, v version) (until time.Time, held bool, err error) {
+	return b.retention(ctx, v, func(types.ObjectLockRetentionMode) bool { return true })
+}
+
+// seal implements sealReader.
+func (b *s3Bucket) seal(ctx context.Context, v version) (until time.Time, held bool, err error) {
+	return b.retention(ctx, v, func(mode types.ObjectLockRetentionMode) bool { return mode == types.ObjectLockRetentionModeCompliance })
+}
+
+// retention reads until when a version is retained in a mode that counts.
+func (b *s3Bucket) retention(ctx context.Context, v version, counts func(types.ObjectLockRetentionMode) bool,
+) (until time.Time, held bool, err error) {
+	out, err := b.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
+	switch {
+	case err != nil && !s3NoLock(err):
+		return time.Time{}, false, b.failVersion(err, v)
+	case err == nil && out.Retention != nil && counts(out.Retention.Mode):
+		if until = aws.ToTime(out.Retention.RetainUntilDate); until.After(time.Now()) {
+			return until, false, nil
+		}
+	}
+	hold, err := b.GetObjectLegalHold(ctx, &s3.GetObjectLegalHoldInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
+	if err != nil && !s3NoLock(err) {
+		return time.Time{}, false, b.failVersion(err, v)
+	}
+	return until, err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn, nil
+}
