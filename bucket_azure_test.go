@@ -525,7 +525,7 @@ func TestExtensionsMetricIsNotOfS3(t *testing.T) {
 
 var (
 	azureDeleteLooks = []string{"get backupbuckets b", "list backupentries", "get secrets garden/bucket-b", "get secrets garden/generated-bucket-b", "store b Observe"}
-	azureReleased    = []string{"get secrets garden/generated-bucket-b", "get backupbuckets b", "delete secrets garden/generated-bucket-b", "status backupbuckets b Delete Succeeded",
+	azureReleased    = []string{"get secrets garden/generated-bucket-b", "get backupbuckets b", "list backupentries", "delete secrets garden/generated-bucket-b", "status backupbuckets b Delete Succeeded",
 		"get secrets garden/bucket-b", "patch secrets garden/bucket-b finalizers", "get backupbuckets b", "patch backupbuckets b finalizers"}
 )
 

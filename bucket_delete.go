@@ -266,7 +266,7 @@ func (r *bucketReconciler) deleteUnused(ctx context.Context, b *backupBucket) (t
 }
 
 func (r *bucketReconciler) deleteEmpty(ctx context.Context, b *backupBucket, store Store) error {
-	if err := store.Delete(ctx, r.permitRemoval(b)); err != nil {
+	if err := store.Delete(ctx, r.permitBucket(b)); err != nil {
 		return err
 	}
 	r.metrics.bucketsDeleted.Inc()
@@ -313,7 +313,7 @@ func (r *bucketReconciler) deleteAccount(ctx context.Context, b *backupBucket, s
 	if !ok {
 		return 0, nil
 	}
-	state, err := account.DeleteAccount(ctx, r.permitRemoval(b), b.waitsFor(waitGroup))
+	state, err := account.DeleteAccount(ctx, r.permitBucket(b), b.waitsFor(waitGroup))
 	if err != nil {
 		return r.notDeleted(ctx, b, opType, err)
 	}
@@ -441,17 +441,6 @@ func (r *bucketReconciler) waitForRetention(ctx context.Context, b *backupBucket
 func (r *bucketReconciler) bucketLeft(ctx context.Context, b *backupBucket, reason error) error {
 	klog.FromContext(ctx).Info("Released the BackupBucket without deleting a bucket", "reason", reason.Error())
 	r.warn(b, "BucketLeft", "Delete", "The BackupBucket is released, no bucket was deleted: %v", reason)
-	return nil
-}
-
-// checkUnreferred looks into the cache for a BackupEntry that came since the deletion of
-// the bucket began.
-func (r *bucketReconciler) checkUnreferred(b *backupBucket) error {
-	for _, obj := range r.entries.List() {
-		if e, ok := obj.(*backupEntry); ok && e.BucketName == b.Name {
-			return &prefixInUseError{entry: e.Name}
-		}
-	}
 	return nil
 }
 

@@ -161,7 +161,7 @@ func TestBucketDeletePurges(t *testing.T) {
 	if wait, err := h.passBucket("b"); err != nil || wait != 0 {
 		t.Errorf("wait %s, error %v", wait, err)
 	}
-	want := slices.Concat(bucketDeleting, []string{`store b Purge ""`, "get backupbuckets b"}, bucketDeleted)
+	want := slices.Concat(bucketDeleting, []string{`store b Purge ""`, "get backupbuckets b", "list backupentries"}, bucketDeleted)
 	h.wantTrace(slices.Insert(want, 1, "patch backupbuckets b annotations")...)
 	h.wantEvents("ObjectsDeleted", "BucketDeleted")
 	h.wantMetric(1, "bucketwarden_purged_objects_total", "b")

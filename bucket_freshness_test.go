@@ -129,7 +129,7 @@ func TestUnconfirmedStateIsUnknown(t *testing.T) {
 					t.Errorf("too early the status is written: %q", writes)
 				}
 				h.wantStateGauges(true)
-				time.Sleep(-time.Nanosecond + verified.Add(limit).Sub(time.Now()))
+				time.Sleep(time.Until(verified.Add(limit)) - time.Nanosecond)
 				h.wantStateGauges(true)
 				time.Sleep(time.Nanosecond)
 				h.wantStateGauges(false)

@@ -71,11 +71,11 @@ type cli struct {
 	// terminal says that errOut is one, asks that in is.
 	terminal, asks bool
 
-	output                              string
-	kubeconfig, context                 string
-	types                               typeFlag
-	azureCloudConfig                    string
-	bucketSecret, bucket, region, store string
+	output                                     string
+	kubeconfig, context                        string
+	types                                      typeFlag
+	azureCloudConfig                           string
+	bucketSecret, bucket, region, store, cloud string
 
 	metrics *metrics
 	// connect returns clients of the API server, and newProviders all stores by name. Tests replace them.
@@ -200,6 +200,8 @@ func (c *cli) flagSet(cmd *command) (*flag.FlagSet, func(context.Context, []stri
 	fs.StringVar(&c.bucket, "bucket", "", "with --bucket-secret: `name` of the bucket; default: bucketName in the secret")
 	fs.StringVar(&c.region, "region", "", "with --bucket-secret: `region` of the bucket; default: region in the secret")
 	fs.StringVar(&c.store, "store", "", "with --bucket-secret: kind of `store`, "+storeNames()+"; default: the one that the secret fits")
+	fs.StringVar(&c.cloud, "cloud", "", "with --bucket-secret, on Azure: `name` of the cloud, as cloudConfiguration.name in a providerConfig; "+
+		"default: the public cloud")
 	return fs, cmd.make(c, fs)
 }
 

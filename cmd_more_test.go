@@ -381,19 +381,15 @@ func TestDeepCheckOfADeletedSnapshot(t *testing.T) {
 	})
 }
 
-// sealed is a store whose list does not tell locks.
-type sealed struct {
+// lockedObjects is a store whose list does not tell locks.
+type lockedObjects struct {
 	Objects
 	mu     sync.Mutex
 	asked  []string
 	denied bool
 }
 
-func (s *sealed) lock(context.Context, version) (time.Time, bool, error) {
-	return time.Time{}, false, errors.New("it is to be asked for a seal")
-}
-
-func (s *sealed) seal(_ context.Context, v version) (time.Time, bool, error) {
+func (s *lockedObjects) lock(_ context.Context, v version) (time.Time, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = append(s.asked, v.key)
@@ -409,13 +405,13 @@ func TestLocksAreBounded(t *testing.T) {
 	for i := range 2000 {
 		c.links = append(c.links, &snapshot{key: fmt.Sprint(i), full: i == 0})
 	}
-	store := &sealed{}
+	store := &lockedObjects{}
 	if err := readLocks(t.Context(), store, c); err != nil || len(store.asked) != maxLocks || !slices.Contains(store.asked, "0") ||
 		!slices.Contains(store.asked, "1999") || !c.links[0].lockKnown || !c.links[1999].lockKnown || c.links[1].lockKnown {
 		t.Errorf("asked for %d, %v", len(store.asked), err)
 	}
 	c = &chain{links: []*snapshot{{key: "a"}}}
-	if err := readLocks(t.Context(), &sealed{denied: true}, c); err != nil || c.links[0].lockKnown {
+	if err := readLocks(t.Context(), &lockedObjects{denied: true}, c); err != nil || c.links[0].lockKnown {
 		t.Errorf("a lock that must not be read: %v, %+v", err, c.links[0])
 	}
 }

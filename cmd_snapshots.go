@@ -113,7 +113,7 @@ const lockWorkers, maxLocks = 8, 500
 // readLocks asks until when the links of a chain are locked, where the list does not tell: a request for each, of the full one
 // and the newest deltas. What must not be read stays unknown.
 func readLocks(ctx context.Context, store versions, c *chain) error {
-	locks, ok := store.(sealReader)
+	locks, ok := store.(lockReader)
 	if !ok {
 		return nil
 	}
@@ -128,7 +128,7 @@ func readLocks(ctx context.Context, store versions, c *chain) error {
 		group.Go(func() {
 			for i := range next {
 				s := links[i]
-				until, held, err := locks.seal(ctx, s.version())
+				until, held, err := locks.lock(ctx, s.version())
 				var failed *storeError
 				switch {
 				case err == nil:

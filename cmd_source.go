@@ -112,8 +112,8 @@ func (c *cli) eachBackups(ctx context.Context, names []string, all bool, f func(
 		return usageErrorf("--all and the names of entries exclude each other")
 	case !all && len(names) == 0:
 		return usageErrorf("name a BackupEntry, or give --all")
-	case c.bucketSecret == "" && cmp.Or(c.bucket, c.region, c.store) != "":
-		return usageErrorf("--bucket, --region and --store go with --bucket-secret")
+	case c.bucketSecret == "" && cmp.Or(c.bucket, c.region, c.store, c.cloud) != "":
+		return usageErrorf("--bucket, --region, --store and --cloud go with --bucket-secret")
 	}
 	each := c.eachEntry
 	if c.bucketSecret != "" {
@@ -275,6 +275,9 @@ func (c *cli) eachInBucket(ctx context.Context, names []string, f func(string, *
 
 // openBucket opens a bucket with the secret of a BackupEntry, or of the BackupBucket.
 func (c *cli) openBucket(ctx context.Context, bucket string, secret *corev1.Secret) (Objects, error) {
+	if err := c.checkCloud(); err != nil {
+		return nil, err
+	}
 	stores, err := c.stores()
 	if err != nil {
 		return nil, err
@@ -286,7 +289,7 @@ func (c *cli) openBucket(ctx context.Context, bucket string, secret *corev1.Secr
 		}
 		kinds = []string{c.store}
 	}
-	ref := bucketRef{Name: bucket, Region: cmp.Or(c.region, strings.TrimSpace(string(secret.Data[dataKeyRegion])))}
+	ref := bucketRef{Name: bucket, Region: cmp.Or(c.region, strings.TrimSpace(string(secret.Data[dataKeyRegion]))), Cloud: c.cloud}
 	var failures []error
 	for _, kind := range kinds {
 		objects, err := stores[kind].openObjects(ref, secret.Data)
@@ -303,6 +306,14 @@ func (c *cli) openBucket(ctx context.Context, bucket string, secret *corev1.Secr
 		}
 	}
 	return nil, fmt.Errorf("%s does not open bucket %q: %w", c.bucketSecret, bucket, errors.Join(failures...))
+}
+
+// checkCloud refuses to send credentials that may be another cloud's to the public one.
+func (c *cli) checkCloud() error {
+	if c.azureCloudConfig != "" && c.cloud == "" {
+		return usageErrorf("with --azure-cloud-config and --bucket-secret, say with --cloud whose credentials they are")
+	}
+	return nil
 }
 
 // openWithKey opens a bucket with a key of its account.

@@ -215,8 +215,8 @@ func (c *cli) readStatus(ctx context.Context, names []string) ([]*statusBucket, 
 	if c.bucketSecret != "" {
 		return c.readStatusWithSecret(ctx, stores, names)
 	}
-	if cmp.Or(c.bucket, c.region, c.store) != "" {
-		return nil, usageErrorf("--bucket, --region and --store go with --bucket-secret")
+	if cmp.Or(c.bucket, c.region, c.store, c.cloud) != "" {
+		return nil, usageErrorf("--bucket, --region, --store and --cloud go with --bucket-secret")
 	}
 	var buckets []*backupBucket
 	if len(names) == 0 {
@@ -282,7 +282,7 @@ func (c *cli) readStatusWithSecret(ctx context.Context, stores map[string]provid
 		if c.store != "" && c.store != kind {
 			continue
 		}
-		if store, err := stores[kind].openStore(bucketRef{Name: bucket, Region: b.Region}, secret.Data); err == nil {
+		if store, err := stores[kind].openStore(bucketRef{Name: bucket, Region: b.Region, Cloud: c.cloud}, secret.Data); err == nil {
 			v.store = store
 			v.live, v.err = store.Observe(ctx)
 			break

@@ -292,8 +292,11 @@ func (r *entryReconciler) ensureEtcdBackup(ctx context.Context, e *backupEntry, 
 // migrate hands the entry to another seed: nothing is deleted, all finalizers go. The
 // operation annotation goes in the same patch, so that nobody sees one without the other.
 func (r *entryReconciler) migrate(ctx context.Context, e *backupEntry) error {
-	if err := r.resource.processing(ctx, &e.object, operationTypeMigrate, "Handing the BackupEntry over"); err != nil {
-		return err
+	// One that never got ready keeps a status that says so: if somebody takes the annotation away, its deletion purges nothing.
+	if !e.neverReady() {
+		if err := r.resource.processing(ctx, &e.object, operationTypeMigrate, "Handing the BackupEntry over"); err != nil {
+			return err
+		}
 	}
 	if err := r.resource.success(ctx, &e.object, operationTypeMigrate, "The BackupEntry can be handed over", nil); err != nil {
 		return err
@@ -306,7 +309,7 @@ func (r *entryReconciler) handOver(ctx context.Context, e *backupEntry) error {
 	if err := r.releaseSecret(ctx, &e.object); err != nil {
 		return r.resource.failure(ctx, &e.object, operationTypeMigrate, err, nil)
 	}
-	// Without a lock: gardenlet deletes the entry as soon as it sees Succeeded.
+	// Whatever changes meanwhile: gardenlet deletes the entry as soon as it sees Succeeded.
 	_, err := r.resource.patch(ctx, &e.object, map[string]any{"metadata": map[string]any{
 		"annotations": map[string]any{annotationOperation: nil}, "finalizers": nil}})
 	return ignoreNotFound(err)

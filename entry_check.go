@@ -263,7 +263,7 @@ func readLock(ctx context.Context, store versions, recorded bool, found *chain, 
 	if !recorded {
 		return chainLock{} // what the list tells can be taken away
 	}
-	seals, ok := store.(sealReader)
+	locks, ok := store.(lockReader)
 	if !ok {
 		return found.lock()
 	}
@@ -288,7 +288,7 @@ func readLock(ctx context.Context, store versions, recorded bool, found *chain, 
 			return chainLock{}
 		}
 		s := found.links[memory.links]
-		until, held, err := seals.seal(ctx, s.version())
+		until, held, err := locks.lock(ctx, s.version())
 		switch {
 		case err != nil:
 			klog.FromContext(ctx).V(2).Info("Could not read the retention of a snapshot", "snapshot", s.key, "reason", err.Error())

@@ -52,11 +52,7 @@ func (o *checkObjects) remove(context.Context, []version) ([]removal, error) {
 	return nil, errors.New("a check removes")
 }
 
-func (o *checkObjects) lock(ctx context.Context, v version) (time.Time, bool, error) {
-	return o.seal(ctx, v)
-}
-
-func (o *checkObjects) seal(_ context.Context, v version) (time.Time, bool, error) {
+func (o *checkObjects) lock(_ context.Context, v version) (time.Time, bool, error) {
 	o.locks = append(o.locks, v.key)
 	until, ok := o.locked[v.key]
 	if !ok {
@@ -65,7 +61,7 @@ func (o *checkObjects) seal(_ context.Context, v version) (time.Time, bool, erro
 	return until, o.held[v.key], o.lockErr
 }
 
-// plainObjects are without sealReader, as Azure's.
+// plainObjects are without lockReader, as Azure's.
 type plainObjects struct{ Objects }
 
 // checkProvider is a memStore whose objects are another's.
@@ -185,6 +181,11 @@ func TestEntryCheck(t *testing.T) {
 		t.Errorf("%d looks at the Cluster, though there is a fresh backup", n)
 	}
 	h.wantEvents()
+	// A key that comes up too early, since it was parked before, is no look.
+	early, err := h.pass(t.Context(), h.checker.reconcile, testEntry, false)
+	if err != nil || early > wait || early < wait-time.Minute || h.objects.lists != 1 {
+		t.Errorf("again after %s instead of %s, %d lists, %v", early, wait, h.objects.lists, err)
+	}
 	h.wantEntryMetrics(map[string]float64{"last_checked_timestamp_seconds": 0, "last_full_snapshot_timestamp_seconds": 50,
 		"last_delta_snapshot_timestamp_seconds": 40, "chain_complete": 1, "restorable_revision": 130, "excluded_snapshots": 0,
 		"unannounced_exclusions": 0, "suspicious_snapshots": 0, "snapshots": 3, "snapshot_bytes": 30})

@@ -172,14 +172,18 @@ func permitMark(key string) permit {
 	}}
 }
 
-// permitBucket gives leave to empty the bucket of a BackupBucket, as long as that is being
-// deleted and no BackupEntry refers to it as far as the cache knows.
+// permitBucket gives leave to empty and to delete the bucket of a BackupBucket, and what it lies in, as long as that is being
+// deleted and the API server has no BackupEntry that refers to it: a cache may not know yet of one that has just come.
 func (r *bucketReconciler) permitBucket(b *backupBucket) permit {
 	return permit{func(ctx context.Context) error {
 		if _, err := r.resource.stillDeleting(ctx, &b.object); err != nil {
 			return err
 		}
-		return r.checkUnreferred(b)
+		user, err := r.referringEntry(ctx, b)
+		if err == nil && user != "" {
+			return &prefixInUseError{entry: user}
+		}
+		return err
 	}}
 }
 
@@ -191,21 +195,6 @@ func (r *bucketReconciler) permitBuried(b *backupBucket, objects Objects, tombst
 			return err
 		}
 		return checkStands(ctx, objects, tombstone)
-	}}
-}
-
-// permitRemoval gives leave to delete the bucket itself, and what it lies in: as permitBucket,
-// and the API server has no BackupEntry that refers to it.
-func (r *bucketReconciler) permitRemoval(b *backupBucket) permit {
-	return permit{func(ctx context.Context) error {
-		if err := r.permitBucket(b).ask(ctx); err != nil {
-			return err
-		}
-		user, err := referringEntry(ctx, r.entriesClient.client, b.Name)
-		if err == nil && user != "" {
-			return &prefixInUseError{entry: user}
-		}
-		return err
 	}}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,7 +16,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -513,6 +516,96 @@ func TestNewObjectOfTheSameName(t *testing.T) {
 		}
 		c.queue.ShutDown()
 	}
+}
+
+// An entry may be made anew in the middle of a pass over the one that was there before, whose finalizers somebody removed: no
+// write of that pass goes to the new one, which would then count as one that was ready, and write no mark of its own.
+func TestWritesStayWithTheirObject(t *testing.T) {
+	const source = "source-" + testEntry
+	anew := func(h *harness, name string) {
+		if err := h.dyn.Tracker().Delete(entriesGVR, "", name); err != nil {
+			h.t.Fatal(err)
+		}
+		h.putEntry(name, false, withFinalizers("other"))
+		h.sync()
+	}
+	for name, at := range map[string]int{"as the deletion begins": 1, "as the deletion ends": 2} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			bucket := h.putPrefix(testEntry)
+			h.putNamespace(testNamespace, false)
+			h.putEntry(source, true, withFinalizers(finalizerBackupEntry, "other"), deleting)
+			h.on("patch", "backupentries/status", 2, func() error {
+				if at--; at == 0 {
+					anew(h, source)
+				}
+				return nil
+			})
+			if _, err := h.passEntry(source); err != nil {
+				t.Error(err)
+			}
+			u := h.get(entriesGVR, source)
+			if u == nil || u.Object["status"] != nil {
+				t.Fatalf("the new entry is %v", u)
+			}
+			// A mark of another cluster, and then its own: as one that is new.
+			bucket.objects[revocationKey(testEntry, "another")] = memObject{created: h.cloud.now().Add(-time.Hour)}
+			if _, err := h.passEntry(source); err != nil {
+				t.Error(err)
+			}
+			own := func(key string) bool { m, ok := parseMark(key, time.Time{}); return ok && m.by(u.GetUID()) }
+			if keys := slices.Sorted(maps.Keys(bucket.objects)); !slices.ContainsFunc(keys, own) {
+				t.Errorf("no mark of its own in %q", keys)
+			}
+		})
+	}
+	t.Run("as it is handed over", func(t *testing.T) {
+		h := newHarness(t)
+		h.putEntry(testEntry, true, withOperation(operationMigrate))
+		h.on("patch", "backupentries", 1, func() error { anew(h, testEntry); return nil })
+		if _, err := h.passEntry(testEntry); err != nil {
+			t.Error(err)
+		}
+		if u := h.get(entriesGVR, testEntry); u == nil || !slices.Equal(u.GetFinalizers(), []string{"other"}) {
+			t.Errorf("the new entry is %v", u)
+		}
+	})
+	t.Run("a change of the same object is no obstacle", func(t *testing.T) {
+		h := newHarness(t)
+		h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry))
+		e := decodeEntry(h.get(entriesGVR, testEntry))
+		h.edit(entriesGVR, testEntry, func(u *unstructured.Unstructured) { u.SetAnnotations(map[string]string{annotationTimestamp: "x"}) })
+		if err := h.entries.resource.processing(t.Context(), &e.object, operationTypeReconcile, "working"); err != nil {
+			t.Fatal(err)
+		}
+		h.wantStatus(entriesGVR, testEntry, operationTypeReconcile, stateProcessing)
+		if h.requests() != 3 {
+			t.Errorf("%d requests, want 3: a try, a look, another try", h.requests())
+		}
+	})
+}
+
+// Of an entry that never got ready nothing is deleted either after somebody asked for its migration, and not for long.
+func TestMigrationDoesNotMakeReady(t *testing.T) {
+	h := newHarness(t)
+	h.putPrefix(testEntry)
+	h.putEntry(testEntry, true, withFinalizers(finalizerBackupEntry, "other"), deleting, withLast(operationTypeCreate, stateError, "no"),
+		withOperation(operationMigrate))
+	h.interfere = func(action clienttesting.Action, serve func() (bool, runtime.Object, error)) (bool, runtime.Object, error) {
+		if patch, ok := action.(clienttesting.PatchAction); ok && strings.Contains(string(patch.GetPatch()), string(stateSucceeded)) {
+			return true, nil, errors.New("the API server is gone")
+		}
+		return serve()
+	}
+	if _, err := h.passEntry(testEntry); err == nil {
+		t.Error("no error")
+	}
+	h.interfere = nil
+	h.edit(entriesGVR, testEntry, func(u *unstructured.Unstructured) { u.SetAnnotations(nil) })
+	if _, err := h.passEntry(testEntry); err != nil {
+		t.Error(err)
+	}
+	h.wantPrefix(testEntry, 2)
 }
 
 // recordingInformer keeps the handler that it is given.

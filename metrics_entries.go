@@ -184,21 +184,24 @@ func (s *entryStates) get(e *backupEntry) entryState {
 
 // set notes what a look has found, unless the entry is not watched any more.
 func (s *entryStates) set(e *backupEntry, state entryState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if old, ok := s.states[e.Name]; ok && old.uid == e.UID && old.bucket == e.BucketName {
+	s.change(e, func(old *entryState) {
 		state.uid, state.bucket, state.deep = e.UID, e.BucketName, old.deep
-		s.states[e.Name] = state
-	}
+		*old = state
+	})
 }
 
 // setDeep notes what was found when the snapshots were read.
 func (s *entryStates) setDeep(e *backupEntry, deep deepState) {
+	s.change(e, func(state *entryState) { state.deep = deep })
+}
+
+// change changes what is noted, unless the entry is not watched any more.
+func (s *entryStates) change(e *backupEntry, f func(*entryState)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old, ok := s.states[e.Name]; ok && old.uid == e.UID && old.bucket == e.BucketName {
-		old.deep = deep
-		s.states[e.Name] = old
+	if state, ok := s.states[e.Name]; ok && state.uid == e.UID && state.bucket == e.BucketName {
+		f(&state)
+		s.states[e.Name] = state
 	}
 }
 

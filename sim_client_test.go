@@ -78,8 +78,8 @@ func simBrief(data []byte) string {
 	if err := stdjson.Unmarshal(data, &patch); err != nil {
 		return err.Error()
 	}
-	if patch.Metadata != nil {
-		delete(patch.Metadata, "resourceVersion")
+	delete(patch.Metadata, "resourceVersion")
+	if len(patch.Metadata) > 0 {
 		return simJSON(patch.Metadata)
 	}
 	last := patch.Status.LastOperation

@@ -73,6 +73,7 @@ func (e *simEnv) tamper(pass *simPass) []simAction {
 				if m, ok := parseMark(v.key, time.Time{}); ok && w.store.free(b, v) && w.rng.IntN(2) == 0 {
 					w.note("somebody removes the mark %s", v.key)
 					w.truth.prefix(bucket, m.entry).excused = "a mark was removed"
+					w.truth.prefix(bucket, m.entry).unmarked = true
 					return w.store.remove(bucket, v)
 				}
 			}

@@ -50,8 +50,9 @@ type simPrefix struct {
 	owedAt time.Time
 	// kept: a warning told that what is left is left, for want of a record (kept).
 	kept bool
-	// excused: somebody took from us what is needed to see to the rest.
-	excused string
+	// excused: somebody took from us what is needed to see to the rest. unmarked: it was a mark, so that another counts.
+	excused  string
+	unmarked bool
 }
 
 // simPromise is what is known of one bucket.
@@ -160,16 +161,16 @@ func (t *simTruth) entryChanged(a *simAPI, old, new simObject) {
 	}
 	if last != nil && last.State == stateSucceeded && last.Type != operationTypeDelete && last.Type != operationTypeMigrate {
 		owner.everReady = true
-		if old == nil || decodeEntry(simMeta(old)).LastOperation == nil ||
-			decodeEntry(simMeta(old)).LastOperation.LastUpdateTime != last.LastUpdateTime {
+		told := old == nil || decodeEntry(simMeta(old)).LastOperation == nil || *decodeEntry(simMeta(old)).LastOperation != *last
+		if told {
 			owner.lookedAt = time.Now()
 		}
 		if owner.ready == 0 && live {
 			owner.ready, owner.readyAt = t.w.seq, time.Now()
 			t.w.count("life", "entry ready")
 		}
-		// One whose deletion turns into a migration writes no mark either.
-		if live && e.DeletionTimestamp == nil && p.condemned {
+		// One whose deletion turns into a migration writes no mark either, and nobody sees a change that says nothing new.
+		if live && e.DeletionTimestamp == nil && p.condemned && told {
 			p.condemned, p.acquitted = false, t.w.seq
 		}
 	}
@@ -325,7 +326,7 @@ func (t *simTruth) removing(b *simBucket, v *simVersion) {
 		}
 		p := t.prefix(o.bucket, o.base)
 		// What was acquitted after the look at the prefix is a race that nobody can win.
-		condemned = condemned || p.condemned || p.acquitted > 0 && p.acquitted >= pass.work
+		condemned = condemned || p.condemned || p.unmarked || p.acquitted > 0 && p.acquitted >= pass.work
 		// One whose deletion waits owns nothing, but must not be purged by its own passes.
 		if o.live == 0 || p.excused != "" || o.held && (o.name != pass.key || o.api != d.api) {
 			continue
@@ -408,9 +409,18 @@ func (t *simTruth) removingMark(b *simBucket, v *simVersion, what string) {
 			newest = &m
 		}
 	}
-	if gone.revoked && newest != nil && !newest.revoked && newest.compare(gone) < 0 {
+	if gone.revoked && newest != nil && !newest.revoked && newest.compare(gone) < 0 && !t.endsWith(b, gone.entry) {
 		t.w.violation("mark order", "%s, whereby the tombstone %s counts again", what, newest.key)
 	}
+}
+
+// endsWith says that a bucket is being emptied, since it is ours and its BackupBucket goes, and that nobody owns a prefix: marks
+// go with all else then, in any order, since no mark decides what is deleted. Whoever takes the prefix into use after that finds
+// the tombstone and revokes it.
+func (t *simTruth) endsWith(b *simBucket, base string) bool {
+	promise := t.promise(b.name)
+	return t.w.current.ctl.c.resource == resourceBackupBuckets && promise.deleting && promise.ours &&
+		!slices.ContainsFunc(t.owners, func(o *simOwner) bool { return o.live > 0 && o.bucket == b.name && o.base == base })
 }
 
 func (t *simTruth) removingBucket(b *simBucket) {

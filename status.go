@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
@@ -111,8 +112,40 @@ const fieldManager = "bucketwarden"
 const writeTimeout = 15 * time.Second
 
 // patch makes a merge patch. o is the pass's own copy: its resourceVersion and annotations
-// follow, so that what the client asks for meanwhile is seen.
+// follow, so that what the client asks for meanwhile is seen. The patch never goes to another
+// object of that name, which is as if there were none: the API server knows no other
+// precondition for it than the resourceVersion. What others change meanwhile is a conflict only
+// for a patch that brings a resourceVersion itself; any other costs a read and a second try then.
 func (c *resourceClient) patch(ctx context.Context, o *object, patch map[string]any,
+	subresources ...string) (*unstructured.Unstructured, error) {
+	meta, _ := patch["metadata"].(map[string]any)
+	if meta["resourceVersion"] != nil || o.ResourceVersion == "" {
+		return c.patchOnce(ctx, o, patch, subresources...)
+	}
+	locked, version := maps.Clone(patch), o.ResourceVersion
+	var u *unstructured.Unstructured
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() (err error) {
+		lock := map[string]any{"resourceVersion": version}
+		maps.Copy(lock, meta)
+		locked["metadata"] = lock
+		if u, err = c.patchOnce(ctx, o, locked, subresources...); !apierrors.IsConflict(err) {
+			return err
+		}
+		now, liveErr := c.live(ctx, o)
+		switch {
+		case liveErr != nil:
+			return liveErr
+		case now == nil:
+			return fmt.Errorf("patching %s %s: %w", c.kind, o.Name, apierrors.NewNotFound(schema.GroupResource{Resource: c.kind}, o.Name))
+		}
+		version = now.GetResourceVersion()
+		return err
+	})
+	return u, err
+}
+
+// patchOnce is one attempt of a patch.
+func (c *resourceClient) patchOnce(ctx context.Context, o *object, patch map[string]any,
 	subresources ...string) (*unstructured.Unstructured, error) {
 	data, err := json.Marshal(patch)
 	if err != nil {
@@ -214,7 +247,7 @@ type statusUpdate struct {
 // progress is what Gardener's own extensions report for a state.
 var progress = map[operationState]int64{stateProcessing: 1, stateError: 50, stateSucceeded: 100}
 
-// writeStatus writes the status with a merge patch and no optimistic lock. A write that
+// writeStatus writes the status with a merge patch, whatever others change meanwhile. A write that
 // would change nothing but a time that nobody waits for is left out.
 func (c *resourceClient) writeStatus(ctx context.Context, o *object, u statusUpdate) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)

@@ -1,6 +1,6 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, sealReader). The rules of each
+// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader). The rules of each
 // method are here; an implementation has only what differs.
 
 package main
@@ -85,16 +85,10 @@ type tagLister interface {
 
 // lockReader is a versions whose list does not tell until when a version is retained.
 type lockReader interface {
-	// lock says until when a version is retained, zero if it is not, and that a legal hold keeps it: one request if it is retained,
-	// else two. Of one that is not there any more the error is errNoVersion.
+	// lock says until when a version is retained so that nobody can take that away, zero if it is not, and that a legal hold keeps
+	// it: one request if it is retained, else two. A retention that somebody can take away (S3's GOVERNANCE) counts as none. Of a
+	// version that is not there any more the error is errNoVersion.
 	lock(ctx context.Context, v version) (until time.Time, held bool, err error)
-}
-
-// sealReader is a lockReader that tells the retention that nobody can take away from one that somebody can.
-type sealReader interface {
-	lockReader
-	// seal is lock, where a retention that somebody can take away (S3's GOVERNANCE) counts as none.
-	seal(ctx context.Context, v version) (until time.Time, held bool, err error)
 }
 
 // hider is a versions that keeps old versions below a delete marker.

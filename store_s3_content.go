@@ -22,7 +22,7 @@ var _ interface {
 	reader
 	tagger
 	hider
-	sealReader
+	lockReader
 } = &s3Bucket{}
 
 // open implements reader.
@@ -99,23 +99,12 @@ func (b *s3Bucket) hide(ctx context.Context, key string) (version, error) {
 
 // lock implements lockReader.
 func (b *s3Bucket) lock(ctx context.Context, v version) (until time.Time, held bool, err error) {
-	return b.retention(ctx, v, func(types.ObjectLockRetentionMode) bool { return true })
-}
-
-// seal implements sealReader.
-func (b *s3Bucket) seal(ctx context.Context, v version) (until time.Time, held bool, err error) {
-	return b.retention(ctx, v, func(mode types.ObjectLockRetentionMode) bool { return mode == types.ObjectLockRetentionModeCompliance })
-}
-
-// retention reads until when a version is retained in a mode that counts.
-func (b *s3Bucket) retention(ctx context.Context, v version, counts func(types.ObjectLockRetentionMode) bool,
-) (until time.Time, held bool, err error) {
 	out, err := b.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
 	switch {
 	case err != nil && !s3NoLock(err):
 		return time.Time{}, false, b.failVersion(err, v)
-	case err == nil && out.Retention != nil && counts(out.Retention.Mode):
-		if until = aws.ToTime(out.Retention.RetainUntilDate); until.After(time.Now()) {
+	case err == nil && out.Retention != nil && out.Retention.Mode == types.ObjectLockRetentionModeCompliance:
+		if until := aws.ToTime(out.Retention.RetainUntilDate); until.After(time.Now()) {
 			return until, false, nil
 		}
 	}
@@ -123,5 +112,5 @@ func (b *s3Bucket) retention(ctx context.Context, v version, counts func(types.O
 	if err != nil && !s3NoLock(err) {
 		return time.Time{}, false, b.failVersion(err, v)
 	}
-	return until, err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn, nil
+	return time.Time{}, err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn, nil
 }

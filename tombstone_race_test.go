@@ -213,21 +213,25 @@ func TestSweepIsNotPostponedForever(t *testing.T) {
 
 // A BackupEntry that comes while the bucket is being emptied keeps the rest.
 func TestBucketDeleteMeetsANewEntry(t *testing.T) {
-	h := newHarness(t)
-	bucket := h.putDeletingBucket()
-	bucket.objects[testEntry+"/1"] = memObject{}
-	h.cloud.listed = func() {
-		h.cloud.listed = nil
-		h.putEntry(testEntry, true)
-		h.sync()
+	for _, lags := range []bool{false, true} {
+		h := newHarness(t)
+		bucket := h.putDeletingBucket()
+		bucket.objects[testEntry+"/1"] = memObject{}
+		h.cloud.listed = func() {
+			h.cloud.listed = nil
+			h.putEntry(testEntry, true)
+			if h.frozen = lags; !lags {
+				h.sync()
+			}
+		}
+		if _, err := h.passBucket("b"); err == nil {
+			t.Errorf("the cache lags %t: no error", lags)
+		}
+		if _, ok := bucket.objects[testEntry+"/1"]; !ok || h.cloud.buckets["b"] == nil {
+			t.Errorf("the cache lags %t: the object or the bucket is gone", lags)
+		}
+		h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateError)
 	}
-	if _, err := h.passBucket("b"); err == nil {
-		t.Error("no error")
-	}
-	if _, ok := bucket.objects[testEntry+"/1"]; !ok || h.cloud.buckets["b"] == nil {
-		t.Error("the object or the bucket is gone")
-	}
-	h.wantStatus(bucketsGVR, "b", operationTypeDelete, stateError)
 }
 
 // The SDK repeats a request for minutes; a batch is not sent again unasked.

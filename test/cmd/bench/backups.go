@@ -40,11 +40,6 @@ func (b *bench) backups(ctx context.Context, n int) error {
 	if err := b.startKube(ctx); err != nil {
 		return err
 	}
-	info, err := os.Stat(b.bin.Daemon)
-	if err != nil {
-		return fmt.Errorf("looking at the binary: %w", err)
-	}
-	b.row("the binary, which is the image but for certificates and two small files", "below 60 MB", mb(info.Size()))
 	for _, measure := range []func(context.Context) error{
 		func(ctx context.Context) error { return b.checks(ctx, n) },
 		b.checkOnAzure,
