@@ -375,6 +375,49 @@ var situations = []situation{
 		fires:  map[string][]string{"4h50m": nothing, "5h10m": {`warning BucketwardenPurgeOverdue{bucket="x"}`}},
 	},
 	{
+		name:   "a chain of snapshots breaks",
+		series: map[string]string{`bucketwarden_backupentry_chain_complete{bucket="x",entry="e"}`: "1x119 0x1680"},
+		fires: map[string][]string{"2h4m": nothing, "2h10m": {`critical BucketwardenChainBroken{bucket="x",entry="e"}`},
+			"4h":  {`critical BucketwardenChainBroken{bucket="x",entry="e"}`, `critical BucketwardenNoCompleteChain{bucket="x",entry="e"}`},
+			"27h": {`critical BucketwardenNoCompleteChain{bucket="x",entry="e"}`}},
+	},
+	{
+		name: "snapshots are excluded that nobody announced, one may be forged, one is damaged",
+		series: map[string]string{
+			`bucketwarden_backupentry_unannounced_exclusions{bucket="x",entry="e"}`: "0x119 2x1680",
+			`bucketwarden_backupentry_suspicious_snapshots{bucket="y",entry="e"}`:   "0x119 1x1680",
+			`bucketwarden_backupentry_content_intact{bucket="y",entry="e"}`:         "1x119 0x1680",
+		},
+		fires: map[string][]string{"1h59m": nothing, "2h1m": {`critical BucketwardenSnapshotsExcluded{bucket="x",entry="e"}`,
+			`critical BucketwardenSnapshotSuspicious{bucket="y",entry="e"}`, `critical BucketwardenSnapshotNotIntact{bucket="y",entry="e"}`}},
+	},
+	{
+		name: "a cluster that is awake makes no backups; one sleeps, one is new",
+		series: map[string]string{
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="x",entry="e"}`:      "0+60x119 7140x1680",
+			`bucketwarden_backupentry_last_delta_snapshot_timestamp_seconds{bucket="x",entry="e"}`:     "0+60x119 7140x1680",
+			`bucketwarden_backupentry_cluster_awake{bucket="x",entry="e"}`:                             "_x179 1x1620",
+			`bucketwarden_backupentry_last_checked_timestamp_seconds{bucket="x",entry="sleeps"}`:       "0+60x1800",
+			`bucketwarden_backupentry_chain_complete{bucket="x",entry="sleeps"}`:                       "1x1800",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="x",entry="sleeps"}`: "-864000x1800",
+			`bucketwarden_backupentry_cluster_awake{bucket="x",entry="sleeps"}`:                        "0x1800",
+			`bucketwarden_backupentry_last_checked_timestamp_seconds{bucket="x",entry="new"}`:          "0+60x1800",
+			`bucketwarden_backupentry_chain_complete{bucket="x",entry="new"}`:                          "0x1800",
+			`bucketwarden_backupentry_snapshots{bucket="x",entry="new"}`:                               "0x1800",
+		},
+		fires: map[string][]string{"6h30m": nothing, "7h": {`warning BucketwardenNoNewBackup{bucket="x",entry="e"}`}},
+	},
+	{
+		name: "backups are not looked at any more; of others it cannot be told what is excluded",
+		series: map[string]string{
+			`bucketwarden_backupentry_last_checked_timestamp_seconds{bucket="x",entry="e"}`: "0+60x119 7140x1680",
+			`bucketwarden_backupentry_chain_complete{bucket="x",entry="e"}`:                 "1x299 stale",
+			`bucketwarden_backupentry_chain_complete{bucket="y",entry="e"}`:                 "1x119 stale",
+		},
+		fires: map[string][]string{"3h30m": nothing, "3h50m": {`warning BucketwardenBackupsNotChecked{bucket="y",entry="e"}`},
+			"7h10m": {`warning BucketwardenBackupsNotChecked{bucket="x",entry="e"}`, `warning BucketwardenBackupsNotChecked{bucket="y",entry="e"}`}},
+	},
+	{
 		name: "a certificate is not renewed; one is; a replica for admission has none",
 		series: map[string]string{
 			`bucketwarden_webhook_certificate_expiry_timestamp_seconds{}`:                   "614400x1800",
@@ -478,6 +521,13 @@ func (s scraped) healthy() map[string]string {
 				extra = `,type="aws",region="r"`
 			}
 			add("bucketwarden_backupbucket_"+name, label+extra, values)
+		}
+		for name, values := range map[string]string{
+			"last_checked_timestamp_seconds": "0+60x1800", "chain_complete": "1x1800", "snapshots": "9x1800", "unannounced_exclusions": "0x1800",
+			"suspicious_snapshots": "0x1800", "last_full_snapshot_timestamp_seconds": "0+60x1800",
+			"last_delta_snapshot_timestamp_seconds": "0+60x1800", "content_intact": "1x1800",
+		} {
+			add("bucketwarden_backupentry_"+name, label+`,entry="e"`, values)
 		}
 		add("bucketwarden_policy_refusals_total", label+`,reason="shorten"`, "0x1800")
 		add("bucketwarden_purge_failures_total", label, "0x1800")
@@ -585,7 +635,7 @@ func TestMonitoringSituations(t *testing.T) {
 				samples = append(samples, map[string]any{"labels": situationSeries("", all), "value": 1})
 			}
 			tests = append(tests, map[string]any{"eval_time": at, "exp_samples": samples,
-				"expr": `count by (alertname, severity, cluster, namespace, bucket, resource, reason, endpoint, policy, name) (ALERTS{alertstate="firing"})`})
+				"expr": `count by (alertname, severity, cluster, namespace, bucket, entry, resource, reason, endpoint, policy, name) (ALERTS{alertstate="firing"})`})
 		}
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
