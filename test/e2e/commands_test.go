@@ -73,8 +73,9 @@ func TestCommandsOnAzure(t *testing.T) {
 	d.createAzureBucket(t, bucket, days(4, true))
 	secret := getSecret(t, gardenNamespace, generatedName(bucket)).Data
 	testCommands(t, backupStore{
-		args: []string{"--bucket-secret", secretFile(t, secret), "--bucket", bucket, "--azure-cloud-config", azure.CloudConfig},
-		env:  d.env,
+		args: []string{"--bucket-secret", secretFile(t, secret), "--bucket", bucket, "--azure-cloud-config", azure.CloudConfig,
+			"--cloud", azure.CloudName},
+		env: d.env,
 		layout: func(ctx context.Context, prefix string) (env.Layout, error) {
 			client, err := azure.Blobs(azureAccountName(bucket))
 			if err != nil {
