@@ -200,8 +200,8 @@ func (c *cli) flagSet(cmd *command) (*flag.FlagSet, func(context.Context, []stri
 	fs.StringVar(&c.bucket, "bucket", "", "with --bucket-secret: `name` of the bucket; default: bucketName in the secret")
 	fs.StringVar(&c.region, "region", "", "with --bucket-secret: `region` of the bucket; default: region in the secret")
 	fs.StringVar(&c.store, "store", "", "with --bucket-secret: kind of `store`, "+storeNames()+"; default: the one that the secret fits")
-	fs.StringVar(&c.cloud, "cloud", "", "with --bucket-secret, on Azure: `name` of the cloud, as cloudConfiguration.name in a providerConfig; "+
-		"default: the public cloud")
+	fs.StringVar(&c.cloud, "cloud", "", "with --bucket-secret, on Azure: `name` of the cloud, as cloudConfiguration.name in a "+
+		"providerConfig; default: the public cloud")
 	return fs, cmd.make(c, fs)
 }
 
