@@ -613,18 +613,22 @@ func TestRequestsOfAnEntry(t *testing.T) {
 		before := d.requests(t)
 		create(t, entries, entryObject(name, d.kind, bucket))
 		waitHealthy(t, entries, name)
-		if got := d.requests(t) - before; got > 5 {
-			t.Errorf("%s new entry took %v API requests, want at most 5", what, got)
+		// The first look at its backups comes within half a minute, maybe now.
+		const look = 3
+		if got := d.requests(t) - before; got > 5+look {
+			t.Errorf("%s new entry took %v API requests, want at most 5 and those of a look at its backups", what, got)
 		}
 		before = d.requests(t)
 		reconcile(t, entries, name, nil)
 		waitHealthy(t, entries, name)
-		if got := d.requests(t) - before; got > 4 {
-			t.Errorf("reconciling %s entry again took %v API requests, want at most 4", what, got)
+		if got := d.requests(t) - before; got > 4+look {
+			t.Errorf("reconciling %s entry again took %v API requests, want at most 4 and those of a look at its backups", what, got)
 		}
 	}
-	// Each looks for a tombstone.
-	mustEqual(t, "store requests of 2 new entries that are reconciled again", proxy.Counts(), map[string]int{"ListObjectVersions": 4})
+	// Each looks for a tombstone. A look at the backups of each makes at most two lists.
+	if counts := proxy.Counts(); len(counts) != 1 || counts["ListObjectVersions"] < 4 || counts["ListObjectVersions"] > 8 {
+		t.Errorf("2 new entries that are reconciled again made the store requests %v", counts)
+	}
 
 	const objects, each = 1000, 3
 	name, _ := newShoot(t)
@@ -658,8 +662,9 @@ func TestRequestsOfAnEntry(t *testing.T) {
 	for _, n := range proxy.Counts() {
 		sum += n
 	}
-	if sum > 10 {
-		t.Errorf("deleting %d versions took %d store requests, want at most 10: %v", objects*each, sum, proxy.Counts())
+	// A look at its backups, which comes within half a minute, makes five lists.
+	if sum > 10+5 {
+		t.Errorf("deleting %d versions took %d store requests, want at most 10 and those of a look: %v", objects*each, sum, proxy.Counts())
 	}
 }
 
