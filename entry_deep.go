@@ -2,7 +2,8 @@
 //
 // Rules:
 //   - Each bucket has a time of the day of its own. A start reads nothing, so that restarts cost no traffic.
-//   - The entries of a bucket take turns in the order of their names. One that was not intact is read again first.
+//   - The entries of a bucket take turns in the order of their names. One that was not intact is read again every second day, and
+//     the others have their turns on the days between.
 //   - One snapshot of a bucket at a time, once, in constant memory; databases are not opened, commands do that.
 //   - A bucket does not wait for another. Nothing is written but an event. What could not be read, or was deleted meanwhile, says
 //     nothing about a backup.
@@ -85,7 +86,8 @@ func (d *deepChecker) begin(ctx context.Context, now time.Time) {
 			defer d.release(bucket)
 			ctx, cancel := context.WithTimeout(klog.NewContext(ctx, klog.FromContext(ctx).WithValues("entry", e.Name, "bucket", bucket)), deepTime)
 			defer cancel()
-			if err := d.check(ctx, e); err != nil && ctx.Err() == nil {
+			_, err, _ := d.checks.safely(ctx, func(ctx context.Context) (time.Duration, error) { return 0, d.check(ctx, e) })
+			if err != nil && ctx.Err() == nil {
 				klog.FromContext(ctx).Error(err, "The backups could not be read")
 			}
 		})
@@ -110,9 +112,14 @@ func (d *deepChecker) release(bucket string) {
 func (d *deepChecker) choose(entries []*backupEntry, day int64) *backupEntry {
 	slices.SortFunc(entries, func(a, b *backupEntry) int { return strings.Compare(a.Name, b.Name) })
 	for _, e := range entries {
-		if deep := d.states.get(e).deep; !deep.at.IsZero() && !deep.intact {
+		if deep := d.states.get(e).deep; deep.at.IsZero() || deep.intact {
+			continue
+		}
+		if day%2 == 0 {
 			return e
 		}
+		day /= 2
+		break
 	}
 	return entries[int(day%int64(len(entries)))]
 }

@@ -18,10 +18,14 @@ type deepObjects struct {
 	content map[string][]byte
 	openErr error
 	opened  []string
+	panics  bool
 }
 
 func (o *deepObjects) open(ctx context.Context, v version) (io.ReadCloser, error) {
 	o.opened = append(o.opened, v.key)
+	if o.panics {
+		panic("a test")
+	}
 	if o.openErr != nil {
 		return nil, o.openErr
 	}
@@ -161,6 +165,13 @@ func TestDeepCheckBegins(t *testing.T) {
 			t.Errorf("%d snapshots are read on day %d", sum, day)
 		}
 	}
+	// A panic ends the reading and not the daemon, and the bucket has its next turn.
+	h.objects.panics = true
+	n := read(now.Add(4 * deepInterval))
+	if shown := metricsTestOf(t, h.metrics, "resource", resourceChecks); n != 1 || shown["reconcile_panics_total,resource=checks"] != 1 {
+		t.Errorf("%d snapshots are read, %v", n, shown)
+	}
+	h.objects.panics = false
 	// One that is still being read is not begun again.
 	h.deep.take("b")
 	if n := read(now.Add(5 * deepInterval)); n != 0 {
@@ -175,7 +186,7 @@ func TestDeepCheckBegins(t *testing.T) {
 	}
 }
 
-// All entries have their turn, but for one that was not intact.
+// All entries have their turns; one that was not intact is read every second day.
 func TestDeepCheckTurns(t *testing.T) {
 	h := newDeepHarness(t)
 	var entries []*backupEntry
@@ -193,10 +204,16 @@ func TestDeepCheckTurns(t *testing.T) {
 		t.Errorf("only %v in 5 days", seen)
 	}
 	h.metrics.entries.setDeep(entries[3], deepState{at: time.Now()})
-	for day := range int64(5) {
-		if e := h.deep.choose(slices.Clone(entries), 20000+day); e != entries[3] {
+	// What is damaged stays so as long as it is locked: the others have their turns meanwhile.
+	clear(seen)
+	for day := range int64(10) {
+		e := h.deep.choose(slices.Clone(entries), 20000+day)
+		if seen[e.Name] = true; day%2 == 0 && e != entries[3] {
 			t.Errorf("%s is read on day %d", e.Name, day)
 		}
+	}
+	if len(seen) != 5 {
+		t.Errorf("only %v in 10 days, since one is not intact", seen)
 	}
 	h.metrics.entries.setDeep(entries[3], deepState{at: time.Now(), intact: true})
 	if e := h.deep.choose(slices.Clone(entries), 20000); e != entries[0] {

@@ -124,9 +124,9 @@ func (f *feed) failed(ctx context.Context, since *time.Time, err error) {
 		*since = time.Now()
 	}
 	f.err = err
-	if todo := f.todo(err); todo != f.told {
-		f.told = todo
-		klog.FromContext(ctx).Error(err, "Lists or watches do not get through", "resource", f.resource.String(), "todo", todo)
+	if advice := f.advice(err); advice != f.told {
+		f.told = advice
+		klog.FromContext(ctx).Error(err, "Lists or watches do not get through", "resource", f.resource.String(), "do", advice)
 	}
 }
 
@@ -142,8 +142,8 @@ func (f *feed) worked(ctx context.Context, since ...*time.Time) {
 	}
 }
 
-// todo is what to do about a failure.
-func (f *feed) todo(err error) string {
+// advice is what to do about a failure.
+func (f *feed) advice(err error) string {
 	switch {
 	case apierrors.IsNotFound(err) && f.resource.Group != "":
 		return fmt.Sprintf("create the CustomResourceDefinition %s, which Gardener installs on every seed; no restart is needed",

@@ -134,7 +134,7 @@ func TestFeed(t *testing.T) {
 			})
 			for name, test := range map[string]struct {
 				listErr, watchErr error
-				todo              string
+				advice            string
 			}{
 				"no CRD":             {feedTestMissing, feedTestMissing, "create the CustomResourceDefinition backupbuckets.extensions.gardener.cloud"},
 				"no permission":      {feedTestForbidden, feedTestForbidden, "allow the ServiceAccount to list and watch backupbuckets.extensions"},
@@ -150,9 +150,9 @@ func TestFeed(t *testing.T) {
 						expect := func(told, again int) {
 							t.Helper()
 							text := log.String()
-							if strings.Count(text, "Lists or watches do not get through") != told || strings.Count(text, test.todo) != told ||
+							if strings.Count(text, "Lists or watches do not get through") != told || strings.Count(text, test.advice) != told ||
 								strings.Count(text, "get through again") != again || strings.Count(text, "\n") != told+again {
-								t.Errorf("want %d failures with %q, %d ends:\n%s", told, test.todo, again, text)
+								t.Errorf("want %d failures with %q, %d ends:\n%s", told, test.advice, again, text)
 							}
 						}
 						// At the start.
