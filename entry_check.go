@@ -31,7 +31,9 @@ import (
 
 const (
 	checkInterval = time.Hour
-	// checkFirst is within what time after a start, or after an entry came, its backups are looked at.
+	// After a start, or after an entry came, there is more urgent work for checkCalm; within checkFirst after that its backups are
+	// looked at.
+	checkCalm  = 20 * time.Second
 	checkFirst = 30 * time.Second
 	// checkRetry is how soon a look that failed is tried again, checkBusy one whose prefix is just being listed.
 	checkRetry = 10 * time.Minute
@@ -83,7 +85,7 @@ func checkSlot(entry string) time.Duration {
 }
 
 // firstCheck is when the backups of an entry that has come are looked at.
-func firstCheck(entry string) time.Duration { return checkSlot(entry) % checkFirst }
+func firstCheck(entry string) time.Duration { return checkCalm + checkSlot(entry)%checkFirst }
 
 // nextCheck is when the backups of an entry are looked at again: at its own time of the hour, at least half an hour ahead.
 func nextCheck(entry string, now time.Time) time.Duration {

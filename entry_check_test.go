@@ -623,10 +623,10 @@ func TestNextCheck(t *testing.T) {
 	for i := range 1000 {
 		name := fmt.Sprintf("shoot--p--s--%d", i)
 		first := firstCheck(name)
-		if first < 0 || first >= checkFirst {
+		if first < checkCalm || first >= checkCalm+checkFirst {
 			t.Fatalf("first after %s", first)
 		}
-		firsts[first*4/checkFirst]++
+		firsts[(first-checkCalm)*4/checkFirst]++
 		at := now.Add(first)
 		second := at.Add(nextCheck(name, at))
 		if gap := second.Sub(at); gap <= checkInterval/2 || gap > checkInterval*3/2 {
