@@ -101,7 +101,6 @@ func (c *entryChecker) watch(entries cache.SharedIndexInformer) error {
 	enqueue := func(e *backupEntry) {
 		if c.checkable(e) {
 			c.states.watch(e)
-			c.checks.waitUntil(cache.MetaObjectToName(e), time.Time{})
 			c.checks.queue.AddAfter(cache.MetaObjectToName(e), firstCheck(e.Name))
 		}
 	}
@@ -158,10 +157,6 @@ func (c *entryChecker) reconcile(ctx context.Context, key cache.ObjectName, _ bo
 	}
 	c.states.watch(e)
 	begun := time.Now()
-	// A pass that was parked may come up twice: woken, and by itself.
-	if wait := c.checks.notDue(key, begun); wait > 0 {
-		return wait, nil
-	}
 	if !c.takePrefix(e) {
 		return checkBusy, nil
 	}
@@ -173,9 +168,7 @@ func (c *entryChecker) reconcile(ctx context.Context, key cache.ObjectName, _ bo
 		}
 		return checkRetry, fmt.Errorf("looking at the backups of BackupEntry %s in bucket %s: %w", e.Name, e.BucketName, err)
 	}
-	next := nextCheck(e.Name, begun)
-	c.checks.waitUntil(key, begun.Add(next))
-	return next, nil
+	return nextCheck(e.Name, begun), nil
 }
 
 // takePrefix keeps two passes from listing the same prefix at a time.

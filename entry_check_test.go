@@ -113,10 +113,9 @@ func (h *checkHarness) snap(kind string, first, last int64, ago time.Duration) v
 	return version{key: fmt.Sprintf("%s/%s/v2/%s-%08d-%08d-%d.gz", testEntry, etcdName, kind, first, last, at.Unix()), id: "1", size: 10, created: at}
 }
 
-// check makes a look that is due.
+// check makes a look.
 func (h *checkHarness) check() (time.Duration, error) {
 	h.t.Helper()
-	h.checker.checks.waitUntil(cache.ObjectName{Name: testEntry}, time.Time{})
 	return h.pass(h.t.Context(), h.checker.reconcile, testEntry, false)
 }
 
@@ -181,30 +180,9 @@ func TestEntryCheck(t *testing.T) {
 		t.Errorf("%d looks at the Cluster, though there is a fresh backup", n)
 	}
 	h.wantEvents()
-	// A key that comes up too early, since it was parked before, is no look.
-	early, err := h.pass(t.Context(), h.checker.reconcile, testEntry, false)
-	if err != nil || early > wait || early < wait-time.Minute || h.objects.lists != 1 {
-		t.Errorf("again after %s instead of %s, %d lists, %v", early, wait, h.objects.lists, err)
-	}
 	h.wantEntryMetrics(map[string]float64{"last_checked_timestamp_seconds": 0, "last_full_snapshot_timestamp_seconds": 50,
 		"last_delta_snapshot_timestamp_seconds": 40, "chain_complete": 1, "restorable_revision": 130, "excluded_snapshots": 0,
 		"unannounced_exclusions": 0, "suspicious_snapshots": 0, "snapshots": 3, "snapshot_bytes": 30})
-}
-
-// A pass that comes up again before it is due, as one that was parked and woken, asks nobody.
-func TestEntryCheckNotDue(t *testing.T) {
-	h := newCheckHarness(t)
-	h.putEntry(testEntry, true)
-	h.have(h.snap(snapshotFull, 0, 100, time.Minute))
-	next, err := h.check()
-	if err != nil {
-		t.Fatal(err)
-	}
-	wait, err := h.pass(t.Context(), h.checker.reconcile, testEntry, false)
-	if err != nil || wait > next || wait < next-time.Minute || h.objects.lists != 1 {
-		t.Errorf("again after %s of %s, %v, %d lists", wait, next, err, h.objects.lists)
-	}
-	h.wantNothing()
 }
 
 // Which entries are looked at; series begin and go with them.
@@ -674,15 +652,13 @@ func TestEntryCheckWatch(t *testing.T) {
 		if key, _ := h.checker.checks.queue.Get(); key.Name != testEntry {
 			t.Errorf("%s is checked", key.Name)
 		}
-		// Whatever was due of an entry of its name before.
 		added := cache.ObjectName{Name: "shoot--p--new--v"}
-		h.checker.checks.waitUntil(added, time.Now().Add(time.Hour))
 		h.edit(entriesGVR, "shoot--p--new--v", withLast(operationTypeCreate, stateSucceeded, "done"))
 		if n := series(); n != 2 {
 			t.Errorf("%d entries have series", n)
 		}
 		time.Sleep(checkFirst)
-		if key, _ := h.checker.checks.queue.Get(); key != added || h.checker.checks.notDue(added, time.Now()) != 0 {
+		if key, _ := h.checker.checks.queue.Get(); key != added {
 			t.Errorf("%s is checked", key.Name)
 		}
 		h.edit(entriesGVR, testEntry, deleting)

@@ -108,6 +108,8 @@ type controller struct {
 	// parts are what the queue of stores has to do, running what workers do.
 	parts   map[cache.ObjectName]*storePart
 	running map[cache.ObjectName]*running
+	// retries are when keys that wait for a place, or for an endpoint, come up by themselves, if nobody wakes them before.
+	retries map[cache.ObjectName]*time.Timer
 	// outcomes is how passes end.
 	outcomes *outcomes
 }
@@ -126,6 +128,7 @@ func newController(resource string, m *metrics) *controller {
 		throttled: map[cache.ObjectName]time.Time{},
 		parts:     map[cache.ObjectName]*storePart{},
 		running:   map[cache.ObjectName]*running{},
+		retries:   map[cache.ObjectName]*time.Timer{},
 		outcomes:  newOutcomes(resource, m),
 	}
 }
@@ -235,6 +238,7 @@ func (c *controller) gone(key cache.ObjectName) {
 	delete(c.due, key)
 	delete(c.throttled, key)
 	delete(c.parts, key)
+	c.stopRetry(key)
 	if at := c.running[key]; at != nil {
 		at.gone = true
 		at.interrupt()
@@ -292,7 +296,7 @@ func (c *controller) processNext(ctx context.Context) bool {
 	defer c.queue.Done(key)
 	c.outcomes.taken.Add(1)
 	if wait := c.endpoints.sleep(c.id(key)); wait > 0 {
-		c.queue.AddAfter(key, wait)
+		c.retryIn(key, wait)
 		return true
 	}
 	c.process(ctx, key, &storePart{start: time.Now(), then: func(ctx context.Context) (again time.Duration, err error) {
@@ -350,7 +354,25 @@ func (c *controller) begin(key cache.ObjectName, now *running) bool {
 		}
 	}
 	c.running[key] = now
+	c.stopRetry(key)
 	return true
+}
+
+// retryIn makes a key that was not worked on come up by itself, if nothing makes it come up before. A queue cannot take back
+// what it was told to add later, so that a key which was woken would come up once more for nothing. The caller has the key.
+func (c *controller) retryIn(key cache.ObjectName, after time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopRetry(key)
+	c.retries[key] = time.AfterFunc(after, func() { c.queue.Add(key) })
+}
+
+// stopRetry takes back what retryIn has begun. The caller has the lock.
+func (c *controller) stopRetry(key cache.ObjectName) {
+	if retry := c.retries[key]; retry != nil {
+		retry.Stop()
+		delete(c.retries, key)
+	}
 }
 
 // end lets go of a key, and puts a part back if there is one and nothing new.
@@ -408,8 +430,8 @@ func (c *controller) process(ctx context.Context, key cache.ObjectName, part *st
 	case errors.As(err, &parked):
 		logger.V(2).Info("Parked", "reason", err.Error())
 		if !atStore {
+			c.retryIn(key, parkedRetry)
 			c.end(key, now, nil)
-			c.queue.AddAfter(key, parkedRetry)
 			return
 		}
 		c.end(key, now, part)

@@ -403,6 +403,26 @@ func TestQueueNotDue(t *testing.T) {
 	}
 }
 
+// What was parked comes up by itself. Once it was woken, it does not come up once more for nothing.
+func TestQueueParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startQueueTest(t, 1, func(_ context.Context, pass int, _ bool) (time.Duration, error) {
+			if pass < 2 {
+				return 0, &parkedError{host: "store.example.com"}
+			}
+			return time.Minute, nil
+		})
+		r.enqueue(queueTestKey)
+		r.sleep(parkedRetry + time.Second)
+		r.wakeUp(queueTestKey)
+		r.sleep(time.Minute + 10*time.Second)
+		r.end("0s", "5s", "6s", "1m6s")
+		if len(r.retries) > 0 {
+			t.Errorf("left: %v", r.retries)
+		}
+	})
+}
+
 func TestQueueGone(t *testing.T) {
 	c := newController(resourceBackupBuckets, newMetrics())
 	defer c.queue.ShutDown()
@@ -412,8 +432,9 @@ func TestQueueGone(t *testing.T) {
 		c.wrote(queueTestKey, "5")
 		c.waitUntil(queueTestKey, time.Now().Add(time.Hour))
 		c.queue.AddRateLimited(queueTestKey)
+		c.retryIn(queueTestKey, time.Hour)
 		c.gone(queueTestKey)
-		if len(c.wanted)+len(c.written)+len(c.due) > 0 || c.queue.NumRequeues(queueTestKey) > 0 {
+		if len(c.wanted)+len(c.written)+len(c.due)+len(c.retries) > 0 || c.queue.NumRequeues(queueTestKey) > 0 {
 			t.Errorf("left: wanted %v, written %v, due %v, failures %d", c.wanted, c.written, c.due, c.queue.NumRequeues(queueTestKey))
 		}
 		if c.onGone != nil {
