@@ -705,6 +705,7 @@ func TestAzureDeleteErrors(t *testing.T) {
 // Killed or failed at any request, before or after it took effect, a deletion is taken up
 // where it was.
 func TestAzureDeleteSurvivesEverything(t *testing.T) {
+	t.Parallel()
 	for _, never := range []bool{false, true} {
 		for _, late := range []bool{false, true} {
 			for _, kill := range []bool{false, true} {

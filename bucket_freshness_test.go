@@ -95,6 +95,7 @@ func (h *harness) live(d time.Duration) (writes []string) {
 
 // A state that nobody confirms any more is unknown after three intervals: one write, and one when it is known again.
 func TestUnconfirmedStateIsUnknown(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		fail  func(h *harness, err error)
 		cause string
@@ -578,6 +579,7 @@ func (h *harness) putWaiting() *memBucket {
 
 // A bucket whose deletion waits is looked at, for two requests in an interval, whatever it waits for.
 func TestWaitingDeletionIsVerified(t *testing.T) {
+	t.Parallel()
 	inVirtualTime(t, func(h *harness) {
 		h.putWaiting()
 		requests := map[string]int{}

@@ -654,6 +654,7 @@ func TestAzureRotationFails(t *testing.T) {
 // Whatever fails and whenever the daemon is killed: one request or one period is one
 // rotation, and it ends with the youngest key published.
 func TestAzureRotationSurvivesEverything(t *testing.T) {
+	t.Parallel()
 	// A fault of an API request, at the point of a pass that it is made.
 	type fault struct {
 		// late: the request was carried out, but its answer was lost.

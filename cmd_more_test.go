@@ -209,6 +209,7 @@ func TestCommandRequests(t *testing.T) {
 
 // Wherever an exclusion or its reverse stops, a restore works with what is left, and doing it again completes it.
 func TestExclusionIsNeverHalfDone(t *testing.T) {
+	t.Parallel()
 	for _, line := range []string{"exclude shoot--a--b--1 d1 --yes", "exclude shoot--a--b--1 f2 --yes", "include shoot--a--b--1 f2 --yes", "include shoot--a--b--1 d5 --yes"} {
 		done := false
 		for at := 1; !done && at < 100; at++ {

@@ -27,11 +27,13 @@ func FuzzParseMark(f *testing.F) { fuzz(f, parseMarkSeeds(f), checkParseMark) }
 // What make fuzz does guided by coverage, in a build of its own, is done here at random.
 
 func TestReviewMutations(t *testing.T) {
+	t.Parallel()
 	w := newTestWebhook(noEntries)
 	checkMutations(t, "FuzzReview", reviewSeeds(t), 200, func(t testing.TB, body []byte) { checkReview(t, w, body) })
 }
 
 func TestParseConfigMutations(t *testing.T) {
+	t.Parallel()
 	checkMutations(t, "FuzzParseConfig", parseConfigSeeds(t), 3000, checkParseConfig)
 }
 

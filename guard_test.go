@@ -292,6 +292,7 @@ func TestEntryWithoutATokenComesBack(t *testing.T) {
 
 // Fault 5: of an adopted bucket only what entries of ours have left is deleted.
 func TestAdoptedBucketIsNotEmptied(t *testing.T) {
+	t.Parallel()
 	origin := func(origin string) editObject { return set(origin, "status", "providerStatus", "origin") }
 	for name, test := range map[string]struct {
 		edits []editObject

@@ -247,6 +247,7 @@ func TestPurgeLearnsFromRefusals(t *testing.T) {
 
 // A retention of its own says nothing about other versions.
 func TestPurgeGoesPastOneThatIsRetainedForLong(t *testing.T) {
+	t.Parallel()
 	const n = 3000
 	for _, which := range []int{0, 1000, n - 1} {
 		for _, policy := range []Policy{{}, {Days: 1000}} {
@@ -590,6 +591,7 @@ func (s *strangePages) pages(ctx context.Context, prefix string, from cursor) it
 
 // A key may have more delete markers than are kept in memory.
 func TestPurgeOfVeryManyMarkers(t *testing.T) {
+	t.Parallel()
 	const n = 3*maxMarkers + 5
 	for name, test := range map[string]struct {
 		versions []int // which are no markers

@@ -180,6 +180,7 @@ func randomBucket(r *rand.Rand, entry string) (bucket []readerVersion) {
 }
 
 func TestChainAsSecondReader(t *testing.T) {
+	t.Parallel()
 	number := *mutationSeed
 	if number == 0 {
 		number = rand.Uint64()

@@ -12,6 +12,7 @@ import (
 )
 
 func TestAzureStorePurgeCounts(t *testing.T) {
+	t.Parallel()
 	hour := func(i int) time.Duration { return time.Duration(i) * time.Second }
 	for name, c := range map[string]struct {
 		recorded       Policy
@@ -73,6 +74,7 @@ func TestAzureStorePurgeCounts(t *testing.T) {
 }
 
 func TestAzureStorePurge(t *testing.T) {
+	t.Parallel()
 	minute := func(i int) time.Duration { return time.Duration(i+1) * time.Minute }
 	t.Run("with the credentials of a bucket", func(t *testing.T) {
 		f := newFakeAzure(t)

@@ -149,6 +149,7 @@ func TestS3HardenGaps(t *testing.T) {
 // Ceph RGW 16 answers sub-resources that it does not know as if the bucket had been asked for, and refuses others with
 // 400 or 404. None of that is anything but a gap.
 func TestS3HardenUnforeseenAnswers(t *testing.T) {
+	t.Parallel()
 	const bucketList = `<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>backups</Name><Prefix></Prefix><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>`
 	reads, writes := []string{"GetBucketEncryption", "GetPublicAccessBlock", "GetBucketPolicy"}, []string{"PutBucketEncryption", "PutPublicAccessBlock", "PutBucketPolicy"}
 	list := func(w http.ResponseWriter, _ *http.Request, _ string) bool {

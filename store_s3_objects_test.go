@@ -280,6 +280,7 @@ func TestS3PurgeOfManyRetained(t *testing.T) {
 // NetApp ONTAP answers a batch with one retained object by a 403 for all of it, and has no date
 // of an object.
 func TestS3PurgeWhereBatchesAreRefused(t *testing.T) {
+	t.Parallel()
 	policy := Policy{Days: 30, Locked: true}
 	start := func(t *testing.T, recorded Policy, age time.Duration) (*formS3, *s3Bucket, *formBucket, time.Time) {
 		f := newFormS3(t, s3Form{wholly: true})
@@ -334,6 +335,7 @@ func TestS3PurgeOfMarkersWithoutPermission(t *testing.T) {
 
 // What a store has said that it does not have is never asked for again.
 func TestS3PurgeWithoutVersionsAndBatches(t *testing.T) {
+	t.Parallel()
 	for _, form := range []s3Form{{plain: 501}, {plain: 405}, {noBatches: 501}, {plain: 501, noBatches: 405}} {
 		t.Run(fmt.Sprintf("%+v", form), func(t *testing.T) {
 			f := newFormS3(t, form)
@@ -415,6 +417,7 @@ func TestS3PurgeWithoutVersionsAndBatches(t *testing.T) {
 
 // Content-MD5 is tried once where a batch is a bad request, and remembered where it helps.
 func TestS3PurgeWithContentMD5(t *testing.T) {
+	t.Parallel()
 	fill := func(bucket *formBucket) {
 		bucket.versions = nil
 		for i := range 4000 {

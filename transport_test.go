@@ -70,6 +70,7 @@ func passAt(t *testing.T, e *endpoints, name string, store versions) (context.Co
 
 // A store that answers in a way that could keep a pass or fill our memory is left, with one sentence that says why.
 func TestHostileAnswers(t *testing.T) {
+	t.Parallel()
 	const ok = "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\n"
 	endless := func(start, more string, pause time.Duration) pipeDialer {
 		return answering(func(c net.Conn) {

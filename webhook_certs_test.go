@@ -1102,6 +1102,7 @@ func TestCertificateLifetimes(t *testing.T) {
 // Two instances that are slow, late and restarted at any time never show a certificate
 // that an API server does not accept whose bundle is older by nearly the grace period.
 func TestCertificateModel(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { certificateTestModel(t, seed) })

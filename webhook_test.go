@@ -713,6 +713,7 @@ func TestWebhookRegion(t *testing.T) {
 
 // Whatever a config looks like, it is an error of its field, and nothing locked goes with it.
 func TestWebhookInvalidConfigs(t *testing.T) {
+	t.Parallel()
 	immutability := func(provider string, value any) map[string]any {
 		config := guardedConfig(provider, Policy{})
 		config["immutability"] = value
