@@ -458,9 +458,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			store.hideObject(t, bucket, e.name+"/etcd-main/v2/Incr")
 			store.createEntry(t, entryObject(e.name, d.kind, bucket))
 		}
-		// What was never claimed goes away with nobody to delete its objects.
+		// The objects of an entry that was never ready are left alone.
 		for _, i := range random.Perm(len(all)) {
-			if e := all[i]; !e.deleted && len(get(t, entries, e.name).GetFinalizers()) > 0 {
+			if e := all[i]; !e.deleted && str(get(t, entries, e.name), "status", "lastOperation", "state") == "Succeeded" {
 				e.deleted = true
 				deleted++
 				remove(t, entries, e.name)
