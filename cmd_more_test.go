@@ -390,14 +390,14 @@ type lockedObjects struct {
 	denied bool
 }
 
-func (s *lockedObjects) lock(_ context.Context, v version) (time.Time, bool, error) {
+func (s *lockedObjects) lock(_ context.Context, v version) (versionLock, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = append(s.asked, v.key)
 	if s.denied {
-		return time.Time{}, false, &storeError{code: codeUnauthorized, err: errors.New("not allowed")}
+		return versionLock{}, &storeError{code: codeUnauthorized, err: errors.New("not allowed")}
 	}
-	return time.Unix(100, 0), false, nil
+	return versionLock{until: time.Unix(100, 0)}, nil
 }
 
 // Locks are asked for where the list does not tell them, of the links alone, and of not too many.

@@ -128,11 +128,11 @@ func readLocks(ctx context.Context, store versions, c *chain) error {
 		group.Go(func() {
 			for i := range next {
 				s := links[i]
-				until, held, err := locks.lock(ctx, s.version())
+				lock, err := locks.lock(ctx, s.version())
 				var failed *storeError
 				switch {
 				case err == nil:
-					s.until, s.held, s.lockKnown = until, held, true
+					s.until, s.held, s.lockKnown = lock.until, lock.held, true
 				case errors.As(err, &failed) && failed.code == codeUnauthorized, errors.Is(err, errNoVersion):
 				default:
 					failures[i] = err

@@ -461,10 +461,11 @@ func (e *statusEntry) look(ctx context.Context, objects Objects) {
 func (e *statusEntry) lookLock(ctx context.Context, objects Objects, of *chain, full *snapshot) {
 	until, held := full.until, full.held
 	if locks, ok := objects.(lockReader); ok && !full.lockKnown {
-		var err error
-		if until, held, err = locks.lock(ctx, full.version()); err != nil {
+		lock, err := locks.lock(ctx, full.version())
+		if err != nil {
 			return
 		}
+		until, held = lock.until, lock.held
 	} else if !full.lockKnown {
 		return
 	}

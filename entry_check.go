@@ -283,16 +283,16 @@ func readLock(ctx context.Context, store versions, recorded bool, found *chain, 
 			return chainLock{}
 		}
 		s := found.links[memory.links]
-		until, held, err := locks.lock(ctx, s.version())
+		lock, err := locks.lock(ctx, s.version())
 		switch {
 		case err != nil:
 			klog.FromContext(ctx).V(2).Info("Could not read the retention of a snapshot", "snapshot", s.key, "reason", err.Error())
 			return chainLock{}
-		case held:
-		case !until.After(found.now):
+		case lock.held:
+		case !lock.until.After(found.now):
 			return chainLock{known: true}
-		case memory.until.IsZero() || until.Before(memory.until):
-			memory.until = until
+		case memory.until.IsZero() || lock.until.Before(memory.until):
+			memory.until = lock.until
 		}
 		memory.links++
 		memory.hash = links([]*snapshot{s})

@@ -52,13 +52,13 @@ func (o *checkObjects) remove(context.Context, []version) ([]removal, error) {
 	return nil, errors.New("a check removes")
 }
 
-func (o *checkObjects) lock(_ context.Context, v version) (time.Time, bool, error) {
+func (o *checkObjects) lock(_ context.Context, v version) (versionLock, error) {
 	o.locks = append(o.locks, v.key)
 	until, ok := o.locked[v.key]
 	if !ok {
 		until = o.locked["*"]
 	}
-	return until, o.held[v.key], o.lockErr
+	return versionLock{until: until, held: o.held[v.key]}, o.lockErr
 }
 
 // plainObjects are without lockReader, as Azure's.

@@ -63,7 +63,8 @@ func (o simOpener) openStore(ref bucketRef, credentials map[string][]byte) (Stor
 	if err := checkS3Credentials(credentials); err != nil {
 		return nil, err
 	}
-	return o.client(ref, string(credentials["accessKeyID"])+string(credentials["token"]))
+	c, err := o.client(ref, string(credentials["accessKeyID"])+string(credentials["token"]))
+	return &simS3{c}, err
 }
 
 // openObjects implements provider.
@@ -77,7 +78,8 @@ func (o simOpener) openObjects(ref bucketRef, credentials map[string][]byte) (Ob
 	if err := checkS3Credentials(credentials); err != nil {
 		return nil, err
 	}
-	return o.client(ref, string(credentials["accessKeyID"])+string(credentials["token"]))
+	c, err := o.client(ref, string(credentials["accessKeyID"])+string(credentials["token"]))
+	return &simS3{c}, err
 }
 
 type simClient struct {
@@ -304,6 +306,48 @@ func (c *simClient) Delete(ctx context.Context, leave permit) error {
 		return true, nil
 	})
 	return err
+}
+
+// simS3 is a bucket whose versions have each a retention of their own.
+type simS3 struct{ *simClient }
+
+var _ extender = &simS3{}
+
+// version asks about a version that is no delete marker.
+func (c *simS3) version(ctx context.Context, op string, v version, serve func(*simBucket, *simVersion) error) error {
+	_, err := simAsk(ctx, c.simClient, op+" "+v.key, func(b *simBucket) (bool, error) {
+		var model *simVersion
+		if b != nil {
+			model = b.find(v)
+		}
+		if model == nil || model.marker {
+			return false, &storeError{err: fmt.Errorf("%s: %w", v.key, errNoVersion)}
+		}
+		return true, serve(b, model)
+	})
+	return err
+}
+
+// lock implements lockReader.
+func (c *simS3) lock(ctx context.Context, v version) (lock versionLock, err error) {
+	err = c.version(ctx, "GetObjectRetention", v, func(_ *simBucket, model *simVersion) error {
+		switch retained := model.until.After(c.store.now()); {
+		case retained && !model.governance:
+			lock.until = model.until
+		default:
+			lock.held, lock.governance = model.hold, retained
+		}
+		return nil
+	})
+	return lock, err
+}
+
+// extend implements extender.
+func (c *simS3) extend(ctx context.Context, v version, until time.Time, bypass bool) error {
+	return c.version(ctx, "PutObjectRetention", v, func(b *simBucket, model *simVersion) error {
+		c.life.w.count("call", "extend")
+		return c.store.extend(b, model, wholeSecond(until), bypass)
+	})
 }
 
 // simAccount is the accountStore of one bucket. Its DeleteAccount decides as

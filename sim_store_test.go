@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +22,10 @@ type simVersion struct {
 	size    int64
 	created time.Time
 	until   time.Time // S3; on Azure the container's policy counts
-	hold    bool
-	marker  bool
+	// governance: its retention can be taken away, so it may change its mode.
+	governance bool
+	hold       bool
+	marker     bool
 }
 
 type simBucket struct {
@@ -56,10 +59,15 @@ type simStore struct {
 	keys    int
 	// broken are credentials that the store refuses.
 	broken map[string]bool
+	// noRetention are buckets whose credentials may not extend the retention of a version, mayBypass whether all may that of one
+	// in GOVERNANCE.
+	noRetention map[string]bool
+	mayBypass   bool
 }
 
 func newSimStore(w *simWorld) *simStore {
-	return &simStore{w: w, buckets: map[string]*simBucket{}, groups: map[string]*simGroup{}, broken: map[string]bool{}}
+	return &simStore{w: w, buckets: map[string]*simBucket{}, groups: map[string]*simGroup{}, broken: map[string]bool{},
+		noRetention: map[string]bool{}}
 }
 
 func (s *simStore) now() time.Time { return time.Now().Add(s.skew) }
@@ -97,7 +105,7 @@ func (s *simStore) put(b *simBucket, key string, size int64) *simVersion {
 			}
 		}
 	} else if !b.policy.None() {
-		v.until = b.policy.until(v.created)
+		v.until, v.governance = b.policy.until(v.created), !b.policy.Locked
 	}
 	b.versions = append(b.versions, v)
 	slices.SortStableFunc(b.versions, func(a, c *simVersion) int { return cmp.Or(cmp.Compare(a.key, c.key), cmp.Compare(a.id, c.id)) })
@@ -150,6 +158,23 @@ func (s *simStore) remove(bucket string, v *simVersion) bool {
 	s.w.truth.removing(b, v)
 	b.drop(v)
 	return true
+}
+
+// extend retains a version in COMPLIANCE, as whoever has the permission may; else it is one of the errors of an extender.
+func (s *simStore) extend(b *simBucket, v *simVersion, until time.Time, bypass bool) error {
+	governed := v.governance && v.until.After(s.now())
+	switch {
+	case s.noRetention[b.name]:
+		return &storeError{code: codeUnauthorized, err: errNotExtended}
+	case !until.After(s.now()):
+		return &storeError{code: codeConfigurationProblem, err: errors.New("the retain until date must be in the future")}
+	case governed && !(bypass && s.mayBypass):
+		return &storeError{code: codeUnauthorized, err: errNotExtended}
+	case !governed && v.until.After(until):
+		return &storeError{err: errRetainedLonger}
+	}
+	v.until, v.governance = until, false
+	return nil
 }
 
 // setPolicy changes the policy as somebody with the credentials may; false if the store refuses.

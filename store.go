@@ -1,6 +1,6 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader). The rules of each
+// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, extender). The rules of each
 // method are here; an implementation has only what differs.
 
 package main
@@ -85,10 +85,34 @@ type tagLister interface {
 
 // lockReader is a versions whose list does not tell until when a version is retained.
 type lockReader interface {
-	// lock says until when a version is retained so that nobody can take that away, zero if it is not, and that a legal hold keeps
-	// it: one request if it is retained, else two. A retention that somebody can take away (S3's GOVERNANCE) counts as none. Of a
-	// version that is not there any more the error is errNoVersion.
-	lock(ctx context.Context, v version) (until time.Time, held bool, err error)
+	// lock says how a version is retained: one request if nobody can take that away, else two. Of a version that is not there any
+	// more the error is errNoVersion.
+	lock(ctx context.Context, v version) (versionLock, error)
+}
+
+// versionLock is how a version is retained.
+type versionLock struct {
+	// until is when a retention ends that nobody can take away; zero if there is none.
+	until time.Time
+	// held: a legal hold keeps it. It is unknown, and false, if there is such a retention.
+	held bool
+	// governance: it has a retention that somebody can take away (S3's GOVERNANCE), which counts as none: until is zero.
+	governance bool
+}
+
+// extender is a versions whose versions can be retained for longer, one by one.
+type extender interface {
+	versions
+	lockReader
+	// extend retains a version, which is no delete marker, until then at least, in whole seconds, so that nobody can take that
+	// away: one request. It never shortens: a version that is retained for longer stays so. bypass asks for the leave to replace
+	// a retention that somebody can take away, which all known stores do only with it; an earlier date is taken then as well.
+	//
+	// Errors: errNoVersion if the version is not there any more. errNoRetention if the store, or the bucket, cannot retain single
+	// versions; then it is so for all of them. errRetainedLonger if the answer itself says that the version is retained for longer.
+	// Stores mix up why they refuse a version: errNotExtended says that lock has to tell whether it is retained for longer, or in
+	// governance, or a permission is missing, for which the code is codeUnauthorized as well.
+	extend(ctx context.Context, v version, until time.Time, bypass bool) error
 }
 
 // hider is a versions that keeps old versions below a delete marker.
@@ -265,6 +289,13 @@ var (
 	errNoBucket = errors.New("the bucket does not exist")
 	// errNoVersion is in the chain of errors about a version that does not exist any more.
 	errNoVersion = errors.New("the object version does not exist")
+	// errNoRetention is in the chain of errors that say that a store or a bucket cannot retain single versions.
+	errNoRetention = errors.New("single versions cannot be retained there")
+	// errRetainedLonger is in the chain of errors that say that a version is retained for longer than was asked for.
+	errRetainedLonger = errors.New("the object version is retained for longer already")
+	// errNotExtended is in the chain of errors about a version whose retention the store refuses to change for a reason that its
+	// answer does not tell.
+	errNotExtended = errors.New("the store refuses to extend the retention of the object version")
 	// errKeyRejected is in the chain of errors that say that the store does not accept a key that a generated secret publishes:
 	// it was regenerated, or altered in the secret.
 	errKeyRejected = errors.New("the published key is not accepted")

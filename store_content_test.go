@@ -102,27 +102,26 @@ func testStoreContent(t *testing.T, backend storeBackend) {
 	}
 
 	if locks, ok := objects.(lockReader); ok && suiteForm(backend).plain == 0 {
-		until, held, err := locks.lock(ctx, v)
-		if b.must(err); !until.IsZero() || held {
-			t.Errorf("it is retained until %s, held %t", until, held)
+		lock, err := locks.lock(ctx, v)
+		if b.must(err); lock != (versionLock{}) {
+			t.Errorf("it is retained: %+v", lock)
 		}
-		if _, _, err := locks.lock(ctx, gone); !errors.Is(err, errNoVersion) {
+		if _, err := locks.lock(ctx, gone); !errors.Is(err, errNoVersion) {
 			t.Errorf("the lock of what is not there: %v", err)
 		}
 		backend.hold(t, b.name, true)
-		if until, held, err = locks.lock(ctx, v); !until.IsZero() || !held || err != nil {
-			t.Errorf("with a hold it is retained until %s, held %t, %v", until, held, err)
+		if lock, err = locks.lock(ctx, v); lock != (versionLock{held: true}) || err != nil {
+			t.Errorf("with a hold it is retained: %+v, %v", lock, err)
 		}
 		backend.hold(t, b.name, false)
 		b.must(b.SetPolicy(ctx, unlockedPolicy(suiteDays)))
 		backend.put(t, b.name, "b/unlocked", 1)
 		for page, err := range objects.pages(ctx, "b/", cursor{}) {
 			b.must(err)
-			b.wantRequests("reading an unlocked retention", requestsOf{storeS3: {"GetObjectRetention": 1, "GetObjectLegalHold": 1}}, func() {
-				until, held, err = locks.lock(ctx, page.versions[0])
-			})
-			if !until.IsZero() || held || err != nil {
-				t.Errorf("what somebody can take away counts as locked until %s, held %t, %v", until, held, err)
+			b.wantRequests("reading an unlocked retention", requestsOf{storeS3: {"GetObjectRetention": 1, "GetObjectLegalHold": 1},
+				storeMemory: {"GetVersion": 1}}, func() { lock, err = locks.lock(ctx, page.versions[0]) })
+			if lock != (versionLock{governance: true}) || err != nil {
+				t.Errorf("what somebody can take away counts as locked: %+v, %v", lock, err)
 			}
 		}
 		_, err = b.Observe(ctx)
@@ -131,11 +130,11 @@ func testStoreContent(t *testing.T, backend storeBackend) {
 		backend.put(t, b.name, "c/locked", 1)
 		for page, err := range objects.pages(ctx, "c/", cursor{}) {
 			b.must(err)
-			b.wantRequests("reading a lock", requestsOf{storeS3: {"GetObjectRetention": 1}}, func() {
-				until, held, err = locks.lock(ctx, page.versions[0])
+			b.wantRequests("reading a lock", requestsOf{storeS3: {"GetObjectRetention": 1}, storeMemory: {"GetVersion": 1}}, func() {
+				lock, err = locks.lock(ctx, page.versions[0])
 			})
-			if off := until.Sub(backend.until(t, b.name, "c/locked")).Abs(); off > time.Second || held || err != nil {
-				t.Errorf("it is locked until %s, held %t, %v", until, held, err)
+			if off := lock.until.Sub(backend.until(t, b.name, "c/locked")).Abs(); off > time.Second || lock.held || lock.governance || err != nil {
+				t.Errorf("it is locked: %+v, %v", lock, err)
 			}
 		}
 	}

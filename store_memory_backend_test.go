@@ -137,7 +137,11 @@ func (b memoryBackend) served(_ *testing.T, bucket string) int {
 // TestThirdStore: nothing but store_memory_test.go and one line of knownStores is needed for a store to be served.
 func TestThirdStore(t *testing.T) {
 	t.Parallel()
-	t.Run("acceptance", func(t *testing.T) { testStore(t, memoryBackend{newMemoryServer()}) })
+	t.Run("acceptance", func(t *testing.T) {
+		server := newMemoryServer()
+		server.mayBypass = true
+		testStore(t, memoryBackend{server})
+	})
 	t.Run("daemon", func(t *testing.T) { synctest.Test(t, testThirdStoreDaemon) })
 }
 

@@ -44,6 +44,9 @@ type memoryServer struct {
 	// content and tagged are of versions, by their ids, which are unique; a version without content is zeros.
 	content map[string][]byte
 	tagged  map[string]map[string]string
+	// governed are the ids of versions whose retention can be taken away, mayBypass whether everybody may.
+	governed  map[string]bool
+	mayBypass bool
 	// refuse is the answer to an operation, unless it is StatusOK; broken what is read of a version, unless it is nil.
 	refuse func(operation string) int
 	broken func(version) io.Reader
@@ -58,7 +61,7 @@ type memoryBucket struct {
 func newMemoryServer() *memoryServer {
 	return &memoryServer{key: "open sesame", buckets: map[string]*memoryBucket{}, requests: map[string]int{},
 		failures: map[string]*suiteFailure{}, deletes: map[string]func(){}, content: map[string][]byte{},
-		tagged: map[string]map[string]string{}}
+		tagged: map[string]map[string]string{}, governed: map[string]bool{}}
 }
 
 // serve answers one request. What f gets is nil if there is no bucket of that name.
@@ -85,7 +88,7 @@ func (s *memoryServer) write(b *memoryBucket, v version) version {
 	s.next++
 	v.id, v.created = fmt.Sprintf("%012d", s.next), cmp.Or(v.created, time.Now())
 	if !b.policy.None() && !v.marker {
-		v.until = b.policy.until(v.created)
+		v.until, s.governed[v.id] = b.policy.until(v.created), !b.policy.Locked
 	}
 	i, _ := slices.BinarySearchFunc(b.versions, v, compareMemory)
 	b.versions = slices.Insert(b.versions, i, v)
@@ -188,12 +191,14 @@ func (s *memoryStore) once(ctx context.Context, operation string, f func(*memory
 		failed.code = codeUnauthorized
 	case http.StatusMisdirectedRequest:
 		failed.code, failed.err = codeConfigurationProblem, fmt.Errorf("bucket %q lies elsewhere: %w", s.Name, errNotOurBucket)
-	case http.StatusNotFound, http.StatusConflict:
+	case http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed:
 		outcome = outcomeExpected
 	case http.StatusTooManyRequests:
 		outcome, failed.code = outcomeThrottled, codeRateLimitsExceeded
 	case http.StatusServiceUnavailable:
 		outcome, failed.code = outcomeThrottled, codeRetryableDependencies
+	case http.StatusNotImplemented, http.StatusBadRequest:
+		failed.code = codeConfigurationProblem
 	default:
 		failed.code = codeRetryableDependencies
 	}
@@ -374,10 +379,20 @@ var _ interface {
 	reader
 	tagger
 	hider
+	extender
 } = &memoryStore{}
 
 // version makes a request about a version.
 func (s *memoryStore) version(ctx context.Context, operation string, v version, f func(version)) error {
+	_, err := s.change(ctx, operation, v, func(stored *version) int {
+		f(*stored)
+		return http.StatusOK
+	})
+	return err
+}
+
+// change makes a request that may change a version.
+func (s *memoryStore) change(ctx context.Context, operation string, v version, f func(*version) int) (int, error) {
 	status, err := s.request(ctx, operation, func(b *memoryBucket) int {
 		if b == nil {
 			return http.StatusNotFound
@@ -386,11 +401,50 @@ func (s *memoryStore) version(ctx context.Context, operation string, v version, 
 		if at < 0 || b.versions[at].marker {
 			return http.StatusNotFound
 		}
-		f(b.versions[at])
-		return http.StatusOK
+		return f(&b.versions[at])
 	})
 	if status == http.StatusNotFound {
-		return &storeError{err: fmt.Errorf("%s of %q in bucket %q: %w", operation, v.key, s.Name, errNoVersion)}
+		err = &storeError{err: fmt.Errorf("%s of %q in bucket %q: %w", operation, v.key, s.Name, errNoVersion)}
+	}
+	return status, err
+}
+
+func (s *memoryStore) lock(ctx context.Context, v version) (lock versionLock, err error) {
+	err = s.version(ctx, "GetVersion", v, func(stored version) {
+		switch retained := stored.until.After(time.Now()); {
+		case retained && !s.server.governed[stored.id]:
+			lock.until = stored.until
+		default:
+			lock.held, lock.governance = stored.held, retained
+		}
+	})
+	return lock, err
+}
+
+// extend says of a version in governance without leave the same as of a missing permission, as AWS does.
+func (s *memoryStore) extend(ctx context.Context, v version, until time.Time, bypass bool) error {
+	until = wholeSecond(until)
+	status, err := s.change(ctx, "ExtendVersion", v, func(stored *version) int {
+		governed := s.server.governed[stored.id] && stored.until.After(time.Now())
+		switch {
+		case !until.After(time.Now()):
+			return http.StatusBadRequest
+		case governed && !(bypass && s.server.mayBypass):
+			return http.StatusForbidden
+		case !governed && stored.until.After(until):
+			return http.StatusPreconditionFailed
+		}
+		stored.until = until
+		delete(s.server.governed, stored.id)
+		return http.StatusOK
+	})
+	switch status {
+	case http.StatusForbidden:
+		return &storeError{code: codeUnauthorized, err: fmt.Errorf("extending %q in bucket %q: %w", v.key, s.Name, errNotExtended)}
+	case http.StatusPreconditionFailed:
+		return &storeError{err: fmt.Errorf("extending %q in bucket %q: %w", v.key, s.Name, errRetainedLonger)}
+	case http.StatusNotImplemented:
+		return &storeError{code: codeConfigurationProblem, err: fmt.Errorf("extending %q in bucket %q: %w", v.key, s.Name, errNoRetention)}
 	}
 	return err
 }

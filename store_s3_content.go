@@ -11,7 +11,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -22,7 +21,6 @@ var _ interface {
 	reader
 	tagger
 	hider
-	lockReader
 } = &s3Bucket{}
 
 // open implements reader.
@@ -95,22 +93,4 @@ func (b *s3Bucket) hide(ctx context.Context, key string) (version, error) {
 		return version{}, b.fail(err)
 	}
 	return version{key: key, id: aws.ToString(out.VersionId), marker: true}, nil
-}
-
-// lock implements lockReader.
-func (b *s3Bucket) lock(ctx context.Context, v version) (until time.Time, held bool, err error) {
-	out, err := b.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
-	switch {
-	case err != nil && !s3NoLock(err):
-		return time.Time{}, false, b.failVersion(err, v)
-	case err == nil && out.Retention != nil && out.Retention.Mode == types.ObjectLockRetentionModeCompliance:
-		if until := aws.ToTime(out.Retention.RetainUntilDate); until.After(time.Now()) {
-			return until, false, nil
-		}
-	}
-	hold, err := b.GetObjectLegalHold(ctx, &s3.GetObjectLegalHoldInput{Bucket: &b.Name, Key: &v.key, VersionId: notEmpty(v.id)})
-	if err != nil && !s3NoLock(err) {
-		return time.Time{}, false, b.failVersion(err, v)
-	}
-	return time.Time{}, err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn, nil
 }

@@ -26,8 +26,10 @@ type s3Form struct {
 	// wholly: a batch with one retained object is refused as a whole, and there is no retention
 	// of an object to be read (NetApp ONTAP).
 	wholly bool
-	// md5 is its error code for a batch without Content-MD5.
+	// md5 is its error code for a batch, or a retention, without Content-MD5.
 	md5 string
+	// refusal is the error code for a retention that may not be changed so, with its status; AWS says 403 AccessDenied.
+	refusal string
 }
 
 // formS3 is an S3 store in memory that answers in one of the known forms.
@@ -58,6 +60,7 @@ type formVersion struct {
 	created      time.Time
 	marker, held bool
 	until        time.Time
+	mode         string
 	tags         string // a Tagging document
 }
 
@@ -253,7 +256,7 @@ func (f *formS3) serve(w http.ResponseWriter, r *http.Request, operation string,
 			v.size, _ = strconv.Atoi(decoded)
 		}
 		if b.days > 0 {
-			v.until = v.created.AddDate(0, 0, b.days)
+			v.until, v.mode = v.created.AddDate(0, 0, b.days), formMode(b.rule)
 		}
 		if b.versioned {
 			v.id = fmt.Sprintf("v%08d", f.next)
@@ -315,17 +318,45 @@ func (f *formS3) object(w http.ResponseWriter, r *http.Request, operation string
 		b.versions[i].held = strings.Contains(string(raw), ">ON<")
 	case operation == "GET legal-hold":
 		fmt.Fprintf(w, "<LegalHold><Status>%s</Status></LegalHold>", map[bool]string{true: "ON", false: "OFF"}[b.versions[i].held])
+	case operation == "PUT retention" && !b.lockable:
+		answerS3Error(w, http.StatusBadRequest, "InvalidRequest", "Bucket is missing Object Lock Configuration")
 	case operation == "PUT retention":
-		b.versions[i].until = time.Time{}
+		f.retain(w, r, &b.versions[i], raw)
 	case b.versions[i].until.IsZero():
 		answerS3Error(w, http.StatusNotFound, "NoSuchObjectLockConfiguration", "none")
 	default:
-		mode := "COMPLIANCE"
-		if strings.Contains(b.rule, "GOVERNANCE") {
-			mode = "GOVERNANCE"
-		}
-		fmt.Fprintf(w, "<Retention><Mode>%s</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>", mode,
+		fmt.Fprintf(w, "<Retention><Mode>%s</Mode><RetainUntilDate>%s</RetainUntilDate></Retention>", b.versions[i].mode,
 			b.versions[i].until.Format(time.RFC3339Nano))
+	}
+}
+
+func formMode(rule string) string {
+	if strings.Contains(rule, "GOVERNANCE") {
+		return "GOVERNANCE"
+	}
+	return "COMPLIANCE"
+}
+
+// retain changes the retention of a version: one in COMPLIANCE only grows, one in GOVERNANCE can be bypassed.
+func (f *formS3) retain(w http.ResponseWriter, r *http.Request, v *formVersion, raw []byte) {
+	var in struct{ Mode, RetainUntilDate string }
+	_ = xml.Unmarshal(raw, &in)
+	until, _ := time.Parse(time.RFC3339, in.RetainUntilDate)
+	bypass := r.Header.Get("X-Amz-Bypass-Governance-Retention") == "true"
+	grows := in.Mode == v.mode && !until.Before(v.until.Truncate(time.Second))
+	switch {
+	case in.Mode != "" && f.md5 != "" && r.Header.Get("Content-Md5") == "":
+		answerS3Error(w, http.StatusBadRequest, f.md5, "no checksum")
+	case in.Mode != "" && !until.After(time.Now()):
+		answerS3Error(w, http.StatusBadRequest, "InvalidArgument", "The retain until date must be in the future!")
+	case v.until.After(time.Now()) && !grows && (v.mode == "COMPLIANCE" || !bypass):
+		if f.refusal != "" {
+			answerS3Error(w, http.StatusBadRequest, f.refusal, "not so")
+			return
+		}
+		answerS3Error(w, http.StatusForbidden, "AccessDenied", "not so")
+	default:
+		v.mode, v.until = in.Mode, until
 	}
 }
 
@@ -476,17 +507,18 @@ func (b *formBackend) list(_ *testing.T, bucket string) (objects []suiteObject) 
 // TestStoreForms runs the acceptance suite against S3 in its other known forms.
 func TestStoreForms(t *testing.T) {
 	all := []string{
-		"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Content", "Retained", "Ageing",
-		"LegalHold", "Delete", "Open", "Faults", "Concurrency", "Cancellation",
+		"LifeCycle", "Policy", "Extensions", "Drift", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Content", "Extend",
+		"ExtendUnlockable", "Retained", "Ageing", "LegalHold", "Delete", "Open", "Faults", "Concurrency", "Cancellation",
 	}
 	unlocked := []string{"Purge", "PurgeMany", "HardKeys", "Marks", "Content", "Open", "Concurrency", "Cancellation"}
 	for name, test := range map[string]struct {
 		form s3Form
 		run  []string
 	}{
-		"AWS":         {run: all},
-		"Content-MD5": {form: s3Form{md5: "MissingContentMD5"}, run: all},
-		"no batches":  {form: s3Form{noBatches: 501}, run: all},
+		"AWS":             {run: all},
+		"Content-MD5":     {form: s3Form{md5: "MissingContentMD5"}, run: all},
+		"MinIO's refusal": {form: s3Form{refusal: "InvalidRequest"}, run: []string{"Content", "Extend", "ExtendUnlockable"}},
+		"no batches":      {form: s3Form{noBatches: 501}, run: all},
 		"refuses batches": {form: s3Form{wholly: true}, run: []string{
 			"Policy", "Purge", "PurgeMany", "HardKeys", "Marks", "Markers", "Retained", "Delete", "Concurrency", "Cancellation",
 		}},

@@ -490,6 +490,8 @@ func testStoreOnly(t *testing.T, backend storeBackend, only []string) {
 		{"Marks", testStoreMarks},
 		{"Markers", testStoreMarkers},
 		{"Content", testStoreContent},
+		{"Extend", testStoreExtend},
+		{"ExtendUnlockable", testStoreExtendUnlockable},
 		{"Retained", testStoreRetained},
 		{"Ageing", testStoreAgeing},
 		{"LegalHold", testStoreLegalHold},

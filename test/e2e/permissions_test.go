@@ -117,6 +117,8 @@ func TestDocumentedPermissionsSuffice(t *testing.T) {
 		"s3:PutBucketPublicAccessBlock", "s3:GetBucketPolicy", "s3:PutBucketPolicy",
 		// A sweep that finds a tombstone against a live entry revokes it.
 		"s3:PutObject",
+		// What was written while the lock was weakened is retained for longer, and so is the chain of a cluster that sleeps.
+		"s3:PutObjectRetention",
 		// MinIO lists the uploads of a single key only.
 		"s3:AbortMultipartUpload"))
 	checkActions(t, "the policy of a BackupEntry on AWS", roles[1].allowed(), append(neededOnS3(t, entryStore),
@@ -148,6 +150,7 @@ var s3Actions = map[string][]string{
 	"PutBucketEncryption":        {"s3:PutEncryptionConfiguration"},
 	"PutObject":                  {"s3:PutObject"},
 	"PutObjectLockConfiguration": {"s3:PutBucketObjectLockConfiguration"},
+	"PutObjectRetention":         {"s3:PutObjectRetention"},
 }
 
 // neededOnS3 are the actions that the requests of a proxy need.
