@@ -42,6 +42,8 @@ type bucketReconciler struct {
 	// entries are the informer's BackupEntries; entriesClient reads them live.
 	entries       cache.Indexer
 	entriesClient *resourceClient
+	// retention keeps the versions in the buckets; nil if nobody should.
+	retention *retentionKeeper
 }
 
 // reconcile makes one pass over a BackupBucket: a full one if the object asks for it,
@@ -305,6 +307,7 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return err
 	}
 	p.generated, p.lockAtOnce = generated, store.traits().locksAtOnce
+	begun := time.Now()
 	if err := p.observe(ctx, store); err != nil {
 		return err
 	}
@@ -320,7 +323,9 @@ func (p *bucketPass) run(ctx context.Context) error {
 		return errNotDefended
 	}
 	found := p.findDrift(plan)
-	p.noteDrift(ctx, found)
+	if p.noteDrift(ctx, found); found != nil {
+		p.retention.broken(p.b)
+	}
 	// The policy comes before everything that could fail without need.
 	if err := p.bringAbout(ctx, store, found != nil, len(plan.Steps) > 0); err != nil {
 		if found == nil {
@@ -336,6 +341,8 @@ func (p *bucketPass) run(ctx context.Context) error {
 	if found != nil {
 		p.tellRepair(ctx, found, plan.Refusal)
 	}
+	_, each := store.(extender)
+	p.retention.verified(p.b, p.old.Policy, p.next.Policy, p.live.Policy, found != nil, each, begun)
 	if p.kind.hardens(!existed) || p.kind == passVerify && p.hardeningDue() {
 		if err := p.harden(ctx, store); err != nil {
 			return err

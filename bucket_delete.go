@@ -175,7 +175,7 @@ func isEmpty(ctx context.Context, objects Objects, prefix string) (bool, error) 
 // a revocation belongs to a cluster that lives on elsewhere.
 func (r *bucketReconciler) deleteAdopted(ctx context.Context, b *backupBucket, store Store) (time.Duration, error) {
 	fail := func(err error) (time.Duration, error) { return r.notDeleted(ctx, b, operationTypeDelete, err) }
-	objects, err := r.openContents(ctx, b)
+	objects, err := r.openContents(ctx, b, classPurge)
 	if err != nil {
 		return fail(err)
 	}

@@ -74,6 +74,9 @@ func (p *bucketPass) statusFields() map[string]any {
 	if p.hardened {
 		wanted = append(wanted, hardenedCondition(p.gaps, p.unhardened))
 	}
+	if c, ok := p.retention.condition(p.b); ok {
+		wanted = append(wanted, c)
+	}
 	if conditions, changed := mergeConditions(p.b.Conditions, time.Now(), wanted...); changed {
 		fields["conditions"] = conditions
 	}

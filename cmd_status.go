@@ -82,10 +82,13 @@ type statusBucket struct {
 	Origin         bucketOrigin `json:"origin,omitempty"`
 	Deleting       bool         `json:"deleting,omitempty"`
 	// Hardened is the status of the condition, with its message if it is not True.
-	Hardened   string            `json:"hardened"`
-	Gaps       string            `json:"gaps,omitempty"`
-	Entries    []statusEntry     `json:"entries"`
-	Tombstones []statusTombstone `json:"tombstones"`
+	Hardened string `json:"hardened"`
+	Gaps     string `json:"gaps,omitempty"`
+	// Retained is the status of the condition BackupsRetained, empty if there is none, and RetainedMessage what it says.
+	Retained        string            `json:"retained,omitempty"`
+	RetainedMessage string            `json:"retainedMessage,omitempty"`
+	Entries         []statusEntry     `json:"entries"`
+	Tombstones      []statusTombstone `json:"tombstones"`
 	// Closed says why what lies in the bucket could not be read.
 	Closed string `json:"closed,omitempty"`
 }
@@ -350,6 +353,9 @@ func showBucket(v *bucketView) *statusBucket {
 		if c.Type == conditionHardened && c.Status != "True" {
 			b.Gaps = c.Message
 		}
+	}
+	if c, ok := findCondition(v.b.Conditions, conditionRetained); ok {
+		b.Retained, b.RetainedMessage = c.Status, c.Message
 	}
 	if v.closed != nil {
 		b.Closed = v.closed.Error()

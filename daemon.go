@@ -235,6 +235,7 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		purges.forget(kindBackupBucket, name)
 		keys.forget(name)
 		bucketReconciler.tellings.forget(name)
+		bucketReconciler.retention.forget(name)
 	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
@@ -250,6 +251,10 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 	entryController.reconcile = entryReconciler.reconcile
 	entryController.onGone = func(name string) { purges.forget(kindBackupEntry, name) }
 	checker := newEntryChecker(entryReconciler.reconciler, d.checks, dyn.Resource(clustersGVR), d.metrics.entries)
+	if d.config.extendRetention {
+		checker.keeper = newRetentionKeeper(bucketReconciler, d.checks, d.metrics.entries)
+		bucketReconciler.retention = checker.keeper
+	}
 	d.checks.reconcile, d.checks.onGone = checker.reconcile, d.metrics.entries.forget
 	if d.config.deepCheck {
 		d.deep = newDeepChecker(checker)

@@ -38,6 +38,8 @@ const (
 	// checkRetry is how soon a look that failed is tried again, checkBusy one whose prefix is just being listed.
 	checkRetry = 10 * time.Minute
 	checkBusy  = time.Minute
+	// checkSoon is how soon a look that is urgent is tried again.
+	checkSoon = time.Second
 	// checkStale is how long what was found counts.
 	checkStale = 3 * checkInterval
 	// concurrentChecks is how many passes may look at backups at one endpoint.
@@ -54,6 +56,8 @@ type entryChecker struct {
 	checks   *controller
 	clusters dynamic.ResourceInterface
 	states   *entryStates
+	// keeper extends the retention of what is found; nil if nobody should.
+	keeper *retentionKeeper
 	// cannotRead tells once that Clusters cannot be read.
 	cannotRead sync.Once
 
@@ -64,10 +68,8 @@ type entryChecker struct {
 
 // entryMemory is what a look at the backups of an entry leaves to the next.
 type entryMemory struct {
-	// links is how many links of the chain, from its begin, are known to be locked, hash what they were.
-	links int
-	hash  uint64
-	until time.Time
+	// kept is what is known of the retention of the chains that are kept, the newest first.
+	kept [keptChains]linkMemory
 	// exclusion and suspicion are what events were told about last.
 	exclusion int64
 	suspicion string
@@ -131,8 +133,8 @@ func (c *entryChecker) watch(entries cache.SharedIndexInformer) error {
 }
 
 // checkable says that an entry is live, and ours: it was ready once and is neither being deleted nor moved.
-func (c *entryChecker) checkable(e *backupEntry) bool {
-	if !c.scope.responsible(&e.object) || e.decodeErr != nil || e.DeletionTimestamp != nil || e.neverReady() || !hasNamespace(e) ||
+func (r *reconciler) checkable(e *backupEntry) bool {
+	if !r.scope.responsible(&e.object) || e.decodeErr != nil || e.DeletionTimestamp != nil || e.neverReady() || !hasNamespace(e) ||
 		e.BucketName == "" || strings.HasPrefix(e.Name, sourcePrefix) {
 		return false
 	}
@@ -157,16 +159,30 @@ func (c *entryChecker) reconcile(ctx context.Context, key cache.ObjectName, _ bo
 	}
 	c.states.watch(e)
 	begun := time.Now()
+	if c.keeper.behind(e) {
+		return checkSoon, nil
+	}
 	if !c.takePrefix(e) {
+		if c.keeper.urgent(e) {
+			return checkSoon, nil
+		}
 		return checkBusy, nil
 	}
 	defer c.releasePrefix(e)
-	if err := c.look(ctx, e); err != nil {
+	again, err := c.look(ctx, e)
+	if err != nil {
 		c.keys.noteRejection(e.BucketName, err, time.Now())
 		if goesOn(err) {
 			return 0, err
 		}
-		return checkRetry, fmt.Errorf("looking at the backups of BackupEntry %s in bucket %s: %w", e.Name, e.BucketName, err)
+		again := checkRetry
+		if c.keeper.urgent(e) {
+			again = 0 // as soon as the store lets
+		}
+		return again, fmt.Errorf("looking at the backups of BackupEntry %s in bucket %s: %w", e.Name, e.BucketName, err)
+	}
+	if again > 0 {
+		return again, nil
 	}
 	return nextCheck(e.Name, begun), nil
 }
@@ -190,28 +206,33 @@ func (c *entryChecker) releasePrefix(e *backupEntry) {
 }
 
 // look reads what is under the prefix and notes what it is: one API request, one for each page of the list, one for the tags of
-// each snapshot with a delete marker, and at most maxLockLookups for retention, maybe twice.
-func (c *entryChecker) look(ctx context.Context, e *backupEntry) error {
+// each snapshot with a delete marker, and at most maxLockLookups for retention, maybe twice. What is not retained as long as it
+// should be is extended; again is when to go on with that, zero if it is done.
+func (c *entryChecker) look(ctx context.Context, e *backupEntry) (again time.Duration, err error) {
 	objects, err := c.open(ctx, e)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := c.endpoints().enter(ctx, objects.endpoint(), classCheck); err != nil {
-		return err
+		return 0, err
+	}
+	if plan := c.keeper.leftOver(e); plan != nil {
+		return c.keeper.goOn(ctx, e, objects, plan)
 	}
 	found, err := readChain(ctx, objects, entryBase(e.Name))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	state := entryState{checked: time.Now(), memory: c.states.get(e).memory}
 	state.describe(found, parseSpans(e.Annotations[annotationExcluded]))
-	state.lock = readLock(ctx, objects, e.Recorded.Locked, found, &state.memory)
+	again, err = c.keeper.keep(ctx, e, objects, found, &state.memory)
+	state.lock = readLock(ctx, objects, e.Recorded.Locked, found, &state.memory.kept[0])
 	if !state.complete || found.now.Sub(laterOf(state.full, state.delta)) > freshBackup {
 		state.cluster = c.wakefulness(ctx, e)
 	}
 	c.tell(ctx, e, found, &state)
 	c.states.set(e, state)
-	return nil
+	return again, err
 }
 
 // open opens the bucket with the secret of an entry: one API request.
@@ -254,7 +275,7 @@ func (s *entryState) describe(found *chain, announced revisionSpans) {
 
 // readLock tells until when the chain is locked. Where the list does not tell, it asks for the retention of the links of which
 // that is not known yet, the oldest first, and not at all in a bucket that was never locked.
-func readLock(ctx context.Context, store versions, recorded bool, found *chain, memory *entryMemory) chainLock {
+func readLock(ctx context.Context, store versions, recorded bool, found *chain, memory *linkMemory) chainLock {
 	if !recorded {
 		return chainLock{} // what the list tells can be taken away
 	}

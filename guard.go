@@ -222,3 +222,55 @@ func permitMoved(old, published *corev1.Secret) permit {
 		return nil
 	}}
 }
+
+// extensionEndedError says that the versions of an entry must not be extended any more, or not as far.
+type extensionEndedError struct{ entry, why string }
+
+func (e *extensionEndedError) Error() string {
+	return fmt.Sprintf("the versions of BackupEntry %s are not to be extended: %s", e.entry, e.why)
+}
+
+// extensionFresh is how long what was read of an entry and its bucket is relied on.
+const extensionFresh = 10 * time.Second
+
+// permitExtension gives leave to extend the retention of versions of an entry, which nobody can take back, as long as the entry
+// lives and its bucket should have the policy: b is the bucket, nil if it is not ours. It makes a request for each.
+func (k *retentionKeeper) permitExtension(e *backupEntry, b *backupBucket, policy Policy) permit {
+	read := time.Time{}
+	return permit{func(ctx context.Context) error {
+		if time.Since(read) < extensionFresh {
+			return nil
+		}
+		ended := &extensionEndedError{entry: e.Name}
+		u, err := k.entriesClient.live(ctx, &e.object)
+		if err != nil {
+			return err
+		}
+		if u == nil {
+			ended.why = "it is gone, or another one has its name"
+			return ended
+		}
+		live := decodeEntry(u)
+		promised := live.promised()
+		if b != nil {
+			if u, err = k.resource.live(ctx, &b.object); err != nil {
+				return err
+			}
+			if u == nil {
+				ended.why = "its bucket is gone, or another one has its name"
+				return ended
+			}
+			promised = k.scope.promised(decodeBucket(u))
+		}
+		switch {
+		case !k.checkable(live) || live.BucketName != e.BucketName:
+			ended.why = "it is not live any more"
+		case promised.weakerThan(policy):
+			ended.why = fmt.Sprintf("its bucket should have %s, not %s", promised, policy)
+		default:
+			read = time.Now()
+			return nil
+		}
+		return ended
+	}}
+}

@@ -51,6 +51,7 @@ type config struct {
 	concurrentSyncs              int
 	verifyInterval               time.Duration
 	deepCheck                    bool
+	extendRetention              bool
 	metricsAddress               string
 	healthAddress                string
 	namespace                    string
@@ -81,6 +82,8 @@ func (c *config) register(fs *flag.FlagSet) {
 		"tombstones every 10 minutes)")
 	fs.BoolVar(&c.deepCheck, "deep-check", false, "read the backups of one BackupEntry of each bucket a day and check what is in them, "+
 		"which costs traffic")
+	fs.BoolVar(&c.extendRetention, "extend-retention", true, "extend the retention of the backups of live BackupEntries that are not "+
+		"retained as long as they should be, where each object has one of its own (S3)")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")

@@ -81,6 +81,8 @@ type metrics struct {
 	entries                                                      *entryStates
 	bucketExpectedLocked, bucketExpectedRetention, bucketForeign *prometheus.GaugeVec
 	bucketRepairs                                                *prometheus.CounterVec
+	bucketUnprotected                                            *prometheus.GaugeVec
+	bucketExtended, bucketExtensionFailures                      *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -137,6 +139,12 @@ func newMetrics() *metrics {
 		"access are in place, else 0, as the condition BucketHardened tells; missing while that is not known.")
 	m.bucketHardeningGaps = told(factHardening, "bucketwarden_backupbucket_hardening_gaps", "How many things the condition "+
 		"BucketHardened tells that are not as they should be; missing while that is not known.")
+	m.bucketUnprotected = told(factState, "bucketwarden_backupbucket_unprotected_versions", "Object versions of live BackupEntries that "+
+		"a restore could use and that are known not to be retained as long as they should be; missing while that is not known.")
+	m.bucketExtended = counter("bucketwarden_backupbucket_extended_versions_total", "Times the retention of an object version was "+
+		"extended.", "bucket", "reason")
+	m.bucketExtensionFailures = counter("bucketwarden_backupbucket_extension_failures_total", "Times the store refused to extend the "+
+		"retention of an object version.", "bucket")
 	m.bucketKeyCreated = gauge("bucketwarden_backupbucket_key_created_timestamp_seconds",
 		"Unix time at which the access key that the generated secret publishes was created or, if that is not known, since when it "+
 			"is published at least (Azure).", "bucket")
@@ -254,7 +262,8 @@ func (m *metrics) forgetBucket(bucket string) {
 		m.bucketLastVerified, m.bucketDrift, m.bucketLocks, m.bucketRetained, m.bucketRetainedBytes, m.bucketTombstones,
 		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened, m.bucketHardeningGaps,
 		m.bucketKeyCreated, m.bucketKeyAgeKnown, m.bucketKeyRotations, m.purgeFailures, m.refusals,
-		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs} {
+		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs, m.bucketUnprotected, m.bucketExtended,
+		m.bucketExtensionFailures} {
 		v.DeletePartialMatch(labels)
 	}
 	m.facts.forget(bucket)
@@ -287,6 +296,10 @@ func (m *metrics) initBucket(b *backupBucket) {
 	m.bucketRepairs.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)
 	m.purgeFailures.WithLabelValues(b.Name)
+	m.bucketExtensionFailures.WithLabelValues(b.Name)
+	for _, reason := range extensionReasons {
+		m.bucketExtended.WithLabelValues(b.Name, reason)
+	}
 	for _, reason := range refusalReasons {
 		m.refusals.WithLabelValues(b.Name, reason)
 	}

@@ -44,6 +44,8 @@ type entryState struct {
 
 	// deep is what was found when the snapshots were read, by others than who looks.
 	deep deepState
+	// retained is what is known of the retention of all its versions.
+	retained retainedState
 	// memory is what the next look can build on.
 	memory entryMemory
 }
@@ -185,7 +187,7 @@ func (s *entryStates) get(e *backupEntry) entryState {
 // set notes what a look has found, unless the entry is not watched any more.
 func (s *entryStates) set(e *backupEntry, state entryState) {
 	s.change(e, func(old *entryState) {
-		state.uid, state.bucket, state.deep = e.UID, e.BucketName, old.deep
+		state.uid, state.bucket, state.deep, state.retained = e.UID, e.BucketName, old.deep, old.retained
 		*old = state
 	})
 }
@@ -193,6 +195,11 @@ func (s *entryStates) set(e *backupEntry, state entryState) {
 // setDeep notes what was found when the snapshots were read.
 func (s *entryStates) setDeep(e *backupEntry, deep deepState) {
 	s.change(e, func(state *entryState) { state.deep = deep })
+}
+
+// setRetained notes what is known of the retention of the versions.
+func (s *entryStates) setRetained(e *backupEntry, retained retainedState) {
+	s.change(e, func(state *entryState) { state.retained = retained })
 }
 
 // change changes what is noted, unless the entry is not watched any more.

@@ -27,6 +27,7 @@ func metricsTestFull() *metrics {
 	m.bucketStrangers.WithLabelValues("").Set(1)
 	m.bucketExtensions.WithLabelValues("")
 	m.showHardening("", "True", 0)
+	m.bucketUnprotected.WithLabelValues("")
 	m.bucketKeyAgeKnown.WithLabelValues("")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")

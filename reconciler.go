@@ -207,7 +207,7 @@ func (r *reconciler) openObjects(o *object, bucket string, of record, secret *co
 
 // openContents opens what lies in the bucket of a BackupBucket with the credentials that are the cheapest: those of the
 // generated secret, where there are any, for which the management plane need not be asked. It is nil until they exist.
-func (r *reconciler) openContents(ctx context.Context, b *backupBucket) (Objects, error) {
+func (r *reconciler) openContents(ctx context.Context, b *backupBucket, class passClass) (Objects, error) {
 	read := r.generated
 	if _, ok := r.provider(&b.object).(accountProvider); !ok {
 		read = func(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
@@ -221,7 +221,7 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket) (Objects
 	objects, err := r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus), secret)
 	if err == nil {
 		// The sweeps have a controller, and places, of their own.
-		err = r.endpoints().enter(ctx, objects.endpoint(), classPurge)
+		err = r.endpoints().enter(ctx, objects.endpoint(), class)
 	}
 	return objects, err
 }

@@ -346,6 +346,7 @@ func (c *simS3) lock(ctx context.Context, v version) (lock versionLock, err erro
 func (c *simS3) extend(ctx context.Context, v version, until time.Time, bypass bool) error {
 	return c.version(ctx, "PutObjectRetention", v, func(b *simBucket, model *simVersion) error {
 		c.life.w.count("call", "extend")
+		c.life.w.truth.extending(b, model, wholeSecond(until))
 		return c.store.extend(b, model, wholeSecond(until), bypass)
 	})
 }
@@ -492,6 +493,8 @@ func (d *simDaemon) wire(life *simLife) {
 		scope:    a, recorder: recorder, metrics: metrics, purges: &purges{}, keys: keys,
 	}}
 	entryController.reconcile = entryReconciler.reconcile
+	checks := controller(resourceChecks)
+	d.wireChecks(bucketReconciler, entryReconciler.reconciler, checks)
 	staleBuckets := controller(resourceStaleness)
 	staleBuckets.reconcile = (&staleness{bucketReconciler: bucketReconciler, controller: staleBuckets}).reconcile
 	staleBuckets.onGone = metrics.facts.forget

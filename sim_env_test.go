@@ -263,7 +263,7 @@ type simAction struct {
 
 // act does something; pass is the one in whose middle, nil if in none.
 func (e *simEnv) act(pass *simPass) {
-	actions := append(e.gardenlet(pass), e.tamper(pass)...)
+	actions := slices.Concat(e.gardenlet(pass), e.tamper(pass), e.retention())
 	total := 0
 	for _, a := range actions {
 		total += a.weight
@@ -544,16 +544,19 @@ func (e *simEnv) write() bool {
 	b := e.w.store.buckets[x.BucketName]
 	for range 1 + e.w.rng.IntN(4) {
 		e.written++
-		key := fmt.Sprintf("%s/etcd-main/v2/Full-%d", entryBase(x.Name), e.written)
+		name := func(n int) string { return fmt.Sprintf("%s/etcd-main/v2/Full-0-%d-%d", entryBase(x.Name), n, 1+n) }
+		key := name(e.written)
 		if e.w.rng.IntN(6) == 0 {
-			key = fmt.Sprintf("%s/etcd-main/v2/Full-%d", entryBase(x.Name), 1+e.w.rng.IntN(e.written))
+			key = name(1 + e.w.rng.IntN(e.written))
 		}
 		if v := e.w.store.put(b, key, 1024); v != nil && b.kind == storeS3 {
 			switch e.w.rng.IntN(12) {
+			// Written with a retention of its own, or none.
 			case 0:
+				v.odd = true
 				v.until = v.created.Add(time.Duration(e.w.rng.IntN(96)) * time.Hour)
 			case 1, 2, 3:
-				v.until = time.Time{}
+				v.until, v.odd = time.Time{}, true
 			case 4:
 				v.marker, v.until, v.size = true, time.Time{}, 0
 			}

@@ -26,6 +26,8 @@ type simVersion struct {
 	governance bool
 	hold       bool
 	marker     bool
+	// weak: the bucket's policy was less than recorded when it was written. odd: so that the daemon cannot know it.
+	weak, odd bool
 }
 
 type simBucket struct {
@@ -63,11 +65,13 @@ type simStore struct {
 	// in GOVERNANCE.
 	noRetention map[string]bool
 	mayBypass   bool
+	// retentionSince is when that changed last.
+	retentionSince map[string]time.Time
 }
 
 func newSimStore(w *simWorld) *simStore {
 	return &simStore{w: w, buckets: map[string]*simBucket{}, groups: map[string]*simGroup{}, broken: map[string]bool{},
-		noRetention: map[string]bool{}}
+		noRetention: map[string]bool{}, retentionSince: map[string]time.Time{}}
 }
 
 func (s *simStore) now() time.Time { return time.Now().Add(s.skew) }
@@ -93,6 +97,7 @@ func (s *simStore) newKey(name string) accessKey {
 func (s *simStore) put(b *simBucket, key string, size int64) *simVersion {
 	s.ids++
 	v := &simVersion{key: key, id: s.ids, size: size, created: s.now().Truncate(time.Second)}
+	v.weak = b.policy.weakerThan(s.w.truth.promise(b.name).recorded)
 	if b.kind == storeAzure {
 		// One blob of a key; it cannot be overwritten while it is retained.
 		for _, old := range b.versions {

@@ -35,6 +35,7 @@ func (e *simEnv) tamper(pass *simPass) []simAction {
 				return false
 			}
 			w.note("somebody sets the policy of %s to %s", bucket, p)
+			w.store.repaired(b)
 			return true
 		}},
 		{"policy made stronger", 3, func() bool {
@@ -47,6 +48,7 @@ func (e *simEnv) tamper(pass *simPass) []simAction {
 				return false
 			}
 			w.note("somebody makes the policy of %s stronger: %s", bucket, p)
+			w.store.repaired(b)
 			return true
 		}},
 		{"foreign object put", 2, func() bool {
@@ -284,6 +286,7 @@ func (e *simEnv) finish() {
 	w := e.w
 	e.over, w.faults = true, false
 	clear(w.store.broken)
+	e.allowRetention()
 	e.tokens()
 	e.unhold()
 	w.settle(2 * simVerifyInterval)

@@ -467,6 +467,7 @@ func (t *simTruth) purging(pass *simPass) (own *simOwner) {
 
 // settled is what holds once nothing disturbs the daemons any more.
 func (t *simTruth) settled() {
+	t.retained()
 	for name, p := range t.promises {
 		b := t.w.store.buckets[name]
 		// Nothing is written any more to one that only waits for its retention to end.

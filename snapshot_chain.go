@@ -213,6 +213,8 @@ type chain struct {
 	// problems are at most maxProblems of each kind, numbers tells how many there are of each.
 	problems []problem
 	numbers  map[problemKind]int
+	// suspects are the snapshots that look forged, and one reason each.
+	suspects map[*snapshot]problemKind
 }
 
 // excluded is how many snapshots a restore leaves out.
@@ -252,6 +254,14 @@ func (c *chain) lock() chainLock {
 }
 
 func (c *chain) note(p problem) {
+	if p.kind.suspicious() && p.snapshot != nil {
+		if c.suspects == nil {
+			c.suspects = map[*snapshot]problemKind{}
+		}
+		if at := c.suspects[p.snapshot]; at != problemFuture && at != problemLate {
+			c.suspects[p.snapshot] = p.kind
+		}
+	}
 	if c.numbers[p.kind]++; c.numbers[p.kind] <= maxProblems {
 		c.problems = append(c.problems, p)
 	}
@@ -372,7 +382,7 @@ func (c *chain) suspect(taken []*snapshot, earliest time.Time) {
 			c.note(problem{kind: problemLate, snapshot: s})
 		}
 		if before != nil {
-			if s.last-before.last > leapSlack+int64(rate*secondsBetween(before, s)) {
+			if leaps(before, s, rate) {
 				c.note(problem{kind: problemLeap, snapshot: s, before: before})
 			}
 			if s.full && before.full && s.last == before.last {
@@ -389,6 +399,11 @@ func (c *chain) suspect(taken []*snapshot, earliest time.Time) {
 		}
 		before = s
 	}
+}
+
+// leaps says that a snapshot is further beyond another one than the etcd can have got in the time between.
+func leaps(before, s *snapshot, rate float64) bool {
+	return s.last-before.last > leapSlack+int64(rate*secondsBetween(before, s))
 }
 
 // secondsBetween is the time between two snapshots, by the store, or by their names where both were copied.

@@ -68,7 +68,7 @@ func (s *sweeper) reconcile(ctx context.Context, key cache.ObjectName, _ bool) (
 	if b.operation() == operationWaitForState || !b.hasFinalizer(finalizerBackupBucket) || !b.specObserved() {
 		return 0, nil
 	}
-	objects, err := s.openContents(ctx, b)
+	objects, err := s.openContents(ctx, b, classPurge)
 	if err != nil || objects == nil {
 		return 0, err
 	}

@@ -120,6 +120,11 @@ func startScene(t *testing.T) *scene {
 	for _, name := range []string{s.fine, s.repaired, s.open, s.weaker} {
 		waitHealthy(t, buckets, name)
 	}
+	// A cluster with a backup, in the bucket that will be repaired.
+	live := &retentionScene{store: store, daemon: s.daemon, proxy: s.proxy, bucket: s.repaired}
+	live.entry, _ = newShoot(t)
+	live.putChain(t, live.entry, 0, "", noRetention)
+	live.addEntry(t, live.entry)
 	// What is proven begins when all is well.
 	eventually(t, "Prometheus has seen all buckets", func(ctx context.Context) error {
 		var answer struct{ Result []json.RawMessage }

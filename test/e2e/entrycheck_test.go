@@ -177,6 +177,9 @@ func TestAzureBackupsAreLookedAt(t *testing.T) {
 		"chain_locked_until_timestamp_seconds": float64(created.AddDate(0, 0, 4).Unix())})
 	d.wantBackups(t, out, map[string]float64{"chain_complete": 1, "restorable_revision": 100, "excluded_snapshots": 1, "unannounced_exclusions": 1})
 	awaitEvent(t, "SnapshotsExcluded", out, "revision 120")
+	// The policy covers every blob, which is known without a request.
+	waitFor(t, buckets, bucket, conditionIs("BackupsRetained", "True"))
+	d.awaitValue(t, 0, "bucketwarden_backupbucket_unprotected_versions", "bucket="+bucket)
 	requests := azure.Requests(bucket)
 	if n := count(requests, "GetBlobTags") + count(requests, "SetBlobTags") + count(requests, "GetBlobProperties"); n != 0 {
 		t.Errorf("the requests are %v", operations(requests))

@@ -418,6 +418,56 @@ var situations = []situation{
 			"7h10m": {`warning BucketwardenBackupsNotChecked{bucket="x",entry="e"}`, `warning BucketwardenBackupsNotChecked{bucket="y",entry="e"}`}},
 	},
 	{
+		name:  "versions stay unprotected; others are repaired soon, or become fewer; nobody asks for a lock",
+		seeds: []scraped{{buckets: []string{"x", "y", "many", "open"}}},
+		series: map[string]string{
+			`bucketwarden_backupbucket_unprotected_versions{bucket="x"}`:    "0x119 34x1680",
+			`bucketwarden_backupbucket_unprotected_versions{bucket="y"}`:    "0x119 34x20 0x1659",
+			`bucketwarden_backupbucket_unprotected_versions{bucket="many"}`: "0x119 1980000-3000x660 0x1019",
+			`bucketwarden_backupbucket_unprotected_versions{bucket="open"}`: "9x1800",
+			`bucketwarden_backupbucket_expected_locked{bucket="open"}`:      "0x1800",
+			`bucketwarden_backupbucket_locked{bucket="open"}`:               "0x1800",
+		},
+		fires: map[string][]string{"2h50m": nothing, "3h5m": {`critical BucketwardenUnprotectedVersions{bucket="x"}`},
+			"9h": {`critical BucketwardenUnprotectedVersions{bucket="x"}`}},
+	},
+	{
+		name: "on Azure the policy covers all, until it is gone; then everything is unprotected",
+		series: together(unlocked, map[string]string{
+			`bucketwarden_backupbucket_unprotected_versions{bucket="x"}`: "0x119 5000x1680",
+		}),
+		fires: map[string][]string{"1h59m": nothing, "3h10m": {`critical BucketwardenBucketNotLocked{bucket="x"}`, `critical BucketwardenPolicyDrift{bucket="x"}`,
+			`critical BucketwardenRepairFailing{bucket="x"}`, `critical BucketwardenRetentionTooShort{bucket="x"}`, `critical BucketwardenUnprotectedVersions{bucket="x"}`,
+			`warning BucketwardenReconcileFailing{resource="backupbuckets"}`}},
+	},
+	{
+		name:  "clusters sleep: where nothing is extended their backups become free; where it is, and of a day's period, nobody is told",
+		seeds: []scraped{{buckets: []string{"x", "day", "open"}}},
+		series: map[string]string{
+			// On Azure, with four days.
+			`bucketwarden_backupentry_chain_locked_until_timestamp_seconds{bucket="x",entry="sleeps"}`: "108000x1800",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="x",entry="sleeps"}`: "-237600x1800",
+			`bucketwarden_backupentry_cluster_awake{bucket="x",entry="sleeps"}`:                        "0x1800",
+			// Extended at half of the period, each two days.
+			`bucketwarden_backupentry_chain_locked_until_timestamp_seconds{bucket="x",entry="extended"}`: "180000x119 352800x1680",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="x",entry="extended"}`: "-864000x1800",
+			// A day's period: awake on Azure, with a full a day; and sleeping on S3.
+			`bucketwarden_backupbucket_retention_seconds{bucket="day"}`:                                 "86400x1800",
+			`bucketwarden_backupbucket_expected_retention_seconds{bucket="day"}`:                        "86400x1800",
+			`bucketwarden_backupbucket_desired_retention_seconds{bucket="day"}`:                         "86400x1800",
+			`bucketwarden_backupentry_chain_locked_until_timestamp_seconds{bucket="day",entry="e"}`:     "86400x1439 172800x360",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="day",entry="e"}`:     "0x1439 86400x360",
+			`bucketwarden_backupentry_chain_locked_until_timestamp_seconds{bucket="day",entry="zzz"}`:   "43200+60x1800",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="day",entry="zzz"}`:   "-864000x1800",
+			`bucketwarden_backupbucket_expected_locked{bucket="open"}`:                                  "0x1800",
+			`bucketwarden_backupbucket_locked{bucket="open"}`:                                           "0x1800",
+			`bucketwarden_backupentry_chain_locked_until_timestamp_seconds{bucket="open",entry="free"}`: "0x1800",
+			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="open",entry="free"}`: "-864000x1800",
+		},
+		fires: map[string][]string{"5h": nothing, "8h": nothing, "9h5m": {`warning BucketwardenChainUnlocksSoon{bucket="x"}`},
+			"29h": {`warning BucketwardenChainUnlocksSoon{bucket="x"}`}},
+	},
+	{
 		name: "a certificate is not renewed; one is; a replica for admission has none",
 		series: map[string]string{
 			`bucketwarden_webhook_certificate_expiry_timestamp_seconds{}`:                   "614400x1800",
@@ -514,7 +564,7 @@ func (s scraped) healthy() map[string]string {
 			"policy_drift_total": "0x1800", "policy_repairs_total": "0x1800", "policy_locks_total": "1x1800", "foreign_policy": "0x1800",
 			"hardened": "1x1800", "hardening_gaps": "0x1800", "tombstones": "1x1800", "retained_objects": "9x1800",
 			"next_sweep_timestamp_seconds": "86400+60x1800", "key_age_known": "1x1800", "key_created_timestamp_seconds": "-86400+60x1800",
-			"policy_extensions_remaining": "4x1800",
+			"policy_extensions_remaining": "4x1800", "unprotected_versions": "0x1800",
 		} {
 			extra := ""
 			if name == "info" {
@@ -526,6 +576,7 @@ func (s scraped) healthy() map[string]string {
 			"last_checked_timestamp_seconds": "0+60x1800", "chain_complete": "1x1800", "snapshots": "9x1800", "unannounced_exclusions": "0x1800",
 			"suspicious_snapshots": "0x1800", "last_full_snapshot_timestamp_seconds": "0+60x1800",
 			"last_delta_snapshot_timestamp_seconds": "0+60x1800", "content_intact": "1x1800",
+			"chain_locked_until_timestamp_seconds": "259200+60x1800",
 		} {
 			add("bucketwarden_backupentry_"+name, label+`,entry="e"`, values)
 		}

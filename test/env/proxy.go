@@ -1,8 +1,10 @@
 package env
 
 import (
+	"bytes"
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +12,8 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +47,8 @@ type Proxy struct {
 	mu     sync.Mutex
 	counts map[string]int
 	fault  func(Request) *Fault
+	// aged is by how much versions are older than they are, by the prefix that is listed.
+	aged map[string]time.Duration
 }
 
 // StartProxy starts a proxy in front of an S3 server. It serves plain HTTP, also when
@@ -56,7 +62,7 @@ func StartProxy(m *S3Server) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the proxy: %w", err)
 	}
-	p := &Proxy{URL: "http://" + listener.Addr().String(), counts: map[string]int{}}
+	p := &Proxy{URL: "http://" + listener.Addr().String(), counts: map[string]int{}, aged: map[string]time.Duration{}}
 	forward := &httputil.ReverseProxy{
 		Transport: m.transport(),
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -64,6 +70,7 @@ func StartProxy(m *S3Server) (*Proxy, error) {
 			// The Host header is part of what the client signed.
 			r.Out.Host = r.In.Host
 		},
+		ModifyResponse: p.makeOlder,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
 			writeError(w, &Fault{Status: http.StatusBadGateway, Code: "BadGateway"})
 		},
@@ -135,6 +142,41 @@ func (p *Proxy) SetFault(hook func(Request) *Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault = hook
+}
+
+// Age makes each ListObjectVersions of exactly this prefix tell that everything was written so much earlier: no store lets
+// the time of a version be chosen.
+func (p *Proxy) Age(prefix string, by time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.aged[prefix] = by
+}
+
+var lastModified = regexp.MustCompile(`<LastModified>([^<]*)</LastModified>`)
+
+func (p *Proxy) makeOlder(response *http.Response) error {
+	query := response.Request.URL.Query()
+	p.mu.Lock()
+	by := p.aged[query.Get("prefix")]
+	p.mu.Unlock()
+	if by == 0 || requestOf(response.Request).Operation != "ListObjectVersions" || response.StatusCode != http.StatusOK {
+		return nil
+	}
+	body, err := io.ReadAll(response.Body)
+	if err = errors.Join(err, response.Body.Close()); err != nil {
+		return fmt.Errorf("reading a list: %w", err)
+	}
+	body = lastModified.ReplaceAllFunc(body, func(match []byte) []byte {
+		written, err2 := time.Parse(time.RFC3339, string(lastModified.FindSubmatch(match)[1]))
+		if err = errors.Join(err, err2); err2 != nil {
+			return match
+		}
+		return []byte("<LastModified>" + written.Add(-by).UTC().Format("2006-01-02T15:04:05.000Z") + "</LastModified>")
+	})
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	response.ContentLength = int64(len(body))
+	response.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return err
 }
 
 // Counts returns how many requests came in by operation, faulted ones too.

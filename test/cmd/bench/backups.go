@@ -55,8 +55,11 @@ func (b *bench) backups(ctx context.Context, n int) error {
 
 // snapshotKeys are the keys of n snapshots of an entry, the oldest first: fulls, and deltas without a gap.
 func snapshotKeys(entry string, n int) []string {
+	return snapshotKeysFrom(entry, n, time.Now().Add(-30*time.Minute).Unix())
+}
+
+func snapshotKeysFrom(entry string, n int, begin int64) []string {
 	keys := make([]string, n)
-	begin := time.Now().Add(-30 * time.Minute).Unix()
 	for i := range keys {
 		taken := begin + int64(i)*1500/int64(n)
 		kind, first, last := "Incr", 10*i+1, 10*i+10

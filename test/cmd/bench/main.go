@@ -47,10 +47,14 @@ func main() {
 	purge := flag.Int("purge", 100000, "object versions of the purge whose memory is measured")
 	reviews := flag.Int("reviews", 6000, "admission reviews")
 	checked := flag.Int("checked", 1000, "BackupEntries whose backups are looked at, each with 500 object versions")
+	writers := flag.Int("writers", 20, "clusters that write during a tampering")
+	grown := flag.Int("grown", 10000, "object versions whose retention grows")
+	listedVersions := flag.Int("listed", 1000000, "object versions that are listed while retention is extended")
 	only := flag.String("only", "", "measure only these `PARTS`, comma separated: "+strings.Join(partNames(sizes{}), ", "))
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *only, sizes{entries: *entries, many: *many, versions: *versions, blobs: *blobs, purge: *purge, reviews: *reviews, checked: *checked})
+	err := run(ctx, *only, sizes{entries: *entries, many: *many, versions: *versions, blobs: *blobs, purge: *purge, reviews: *reviews, checked: *checked,
+		writers: *writers, grown: *grown, listed: *listedVersions})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -82,7 +86,7 @@ func (b *bench) row(what, target, measured string) {
 }
 
 // sizes are how much there is of each.
-type sizes struct{ entries, many, versions, blobs, purge, reviews, checked int }
+type sizes struct{ entries, many, versions, blobs, purge, reviews, checked, writers, grown, listed int }
 
 // part is a measurement.
 type part struct {
@@ -103,6 +107,7 @@ func parts(n sizes) []part {
 		{"purge", func(b *bench, ctx context.Context) error { return b.purgeMemory(ctx, n.purge) }},
 		{"entries", func(b *bench, ctx context.Context) error { return b.entries(ctx, n.entries, n.many) }},
 		{"backups", func(b *bench, ctx context.Context) error { return b.backups(ctx, n.checked) }},
+		{"retention", func(b *bench, ctx context.Context) error { return b.retention(ctx, n.writers, n.grown, n.listed) }},
 	}
 }
 
