@@ -9,6 +9,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,7 +51,7 @@ var commands []command
 
 func init() {
 	commands = []command{statusCommand, planCommand, snapshotsCommand, verifyCommand, excludeCommand, includeCommand,
-		completionCommand}
+		probeCommand, completionCommand}
 }
 
 // errFound is that something is wrong with what a command has looked at, and that it has said what.
@@ -242,6 +243,22 @@ func (c *cli) help(args []string) error {
 	}
 	return c.print("\nExit codes: 0 all is well, 1 it did not work, 2 something is wrong with what was looked at.\n"+
 		"%s help COMMAND explains a command.\n", c.program)
+}
+
+// confirmed asks for a yes, unless it was given.
+func (c *cli) confirmed(yes bool) error {
+	switch {
+	case yes:
+		return nil
+	case !c.asks:
+		return usageErrorf("give --yes, since nobody can be asked")
+	}
+	_, _ = fmt.Fprintf(c.errOut, "Type yes to go on: ")
+	line, _ := bufio.NewReader(c.in).ReadString('\n') // nothing is no yes
+	if strings.TrimSpace(line) != "yes" {
+		return errors.New("nothing was changed")
+	}
+	return nil
 }
 
 // print writes to standard output.

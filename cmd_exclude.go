@@ -12,7 +12,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -254,17 +253,8 @@ func (r *exclusionRun) agree(before, after *chain, chosen []*snapshot) error {
 	switch {
 	case r.exclude && !after.complete && !r.force:
 		return fmt.Errorf("no complete chain would be left: a restore would fail, or etcd start empty; --force does it all the same")
-	case r.yes:
-		return nil
-	case !r.asks:
-		return usageErrorf("give --yes, since nobody can be asked")
 	}
-	_, _ = fmt.Fprintf(r.errOut, "Type yes to go on: ")
-	line, _ := bufio.NewReader(r.in).ReadString('\n') // nothing is no yes
-	if strings.TrimSpace(line) != "yes" {
-		return errors.New("nothing was changed")
-	}
-	return nil
+	return r.confirmed(r.yes)
 }
 
 // changeOne excludes or includes one snapshot.

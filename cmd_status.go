@@ -85,10 +85,12 @@ type statusBucket struct {
 	Hardened string `json:"hardened"`
 	Gaps     string `json:"gaps,omitempty"`
 	// Retained is the status of the condition BackupsRetained, empty if there is none, and RetainedMessage what it says.
-	Retained        string            `json:"retained,omitempty"`
-	RetainedMessage string            `json:"retainedMessage,omitempty"`
-	Entries         []statusEntry     `json:"entries"`
-	Tombstones      []statusTombstone `json:"tombstones"`
+	Retained        string `json:"retained,omitempty"`
+	RetainedMessage string `json:"retainedMessage,omitempty"`
+	// Probe is what the daemon's last probe of the lock has shown; absent if there was none.
+	Probe      *statusProbe      `json:"probe,omitempty"`
+	Entries    []statusEntry     `json:"entries"`
+	Tombstones []statusTombstone `json:"tombstones"`
 	// Closed says why what lies in the bucket could not be read.
 	Closed string `json:"closed,omitempty"`
 }
@@ -113,6 +115,13 @@ type statusEntry struct {
 	Suspicious      int        `json:"suspicious"`
 	// Problem is what breaks the chain, or the error.
 	Problem string `json:"problem,omitempty"`
+}
+
+// statusProbe is what a probe has shown.
+type statusProbe struct {
+	// Proven is True, False or Unknown; Told says when it was and what became of each attack.
+	Proven string `json:"proven"`
+	Told   string `json:"told"`
 }
 
 // statusTombstone is what is still kept of a deleted entry.
@@ -151,7 +160,8 @@ func (b *statusBucket) wrong() bool {
 	case stateDrift, stateForeign, stateRefused, stateMissing, stateUnknown:
 		return true
 	}
-	return b.Closed != "" || slices.ContainsFunc(b.Entries, statusEntry.wrong)
+	locked := b.Desired != nil && b.Desired.Locked || b.Recorded != nil && b.Recorded.Locked
+	return b.Closed != "" || locked && b.Probe != nil && b.Probe.Proven == "False" || slices.ContainsFunc(b.Entries, statusEntry.wrong)
 }
 
 // wrong says that the backups of an entry that stays are not fine.
@@ -353,6 +363,9 @@ func showBucket(v *bucketView) *statusBucket {
 		if c.Type == conditionHardened && c.Status != "True" {
 			b.Gaps = c.Message
 		}
+		if c.Type == conditionProven {
+			b.Probe = &statusProbe{Proven: c.Status, Told: c.Message}
+		}
 	}
 	if c, ok := findCondition(v.b.Conditions, conditionRetained); ok {
 		b.Retained, b.RetainedMessage = c.Status, c.Message
@@ -515,12 +528,16 @@ func (c *cli) showStatus(buckets []*statusBucket) error {
 		if b.SpecKnown {
 			desired, recorded = shortShown(b.Desired), shortShown(b.Recorded)
 		}
+		proven := ""
+		if b.Probe != nil {
+			proven = b.Probe.Proven
+		}
 		if b.ExtensionsLeft != nil {
 			extensions = strconv.Itoa(int(*b.ExtensionsLeft))
 		}
 		rows = append(rows, []string{b.Name, b.State, live, desired, recorded, b.Hardened,
 			strconv.Itoa(len(b.Entries)), strconv.Itoa(broken), strconv.Itoa(len(b.Tombstones)),
-			b.Type, b.Region, extensions, string(b.Origin), strconv.FormatInt(objects, 10)})
+			b.Type, b.Region, extensions, string(b.Origin), strconv.FormatInt(objects, 10), proven})
 	}
 	if len(buckets) == 0 {
 		c.say("There are no BackupBuckets.")
@@ -532,7 +549,7 @@ func (c *cli) showStatus(buckets []*statusBucket) error {
 		rows    [][]string
 	}{
 		{strings.Fields("BUCKET STATE LIVE ASKED-FOR RECORDED HARDENED ENTRIES NOT-FINE TOMBSTONES " +
-			"TYPE REGION EXTENSIONS ORIGIN KEPT-OBJECTS"), 9, rows},
+			"TYPE REGION EXTENSIONS ORIGIN KEPT-OBJECTS PROVEN"), 9, rows},
 		{strings.Fields("ENTRY CHAIN REVISION LAST-FULL LAST-DELTA FULL-LOCKED-UNTIL EXCLUDED BUCKET FULLS DELTAS SIZE SUSPICIOUS"), 7, entries},
 		{strings.Fields("BUCKET DELETED-ENTRY DELETED DUE OBJECTS SIZE"), 6, tombstones},
 	} {
@@ -585,6 +602,9 @@ func (c *cli) remark(b *statusBucket) {
 		tell("Deleting", b.Name, "its BackupBucket is being deleted")
 	}
 	tell("Gaps", b.Name, b.Gaps)
+	if b.Probe != nil && b.Probe.Proven != "True" {
+		tell("Probe", b.Name, b.Probe.Told)
+	}
 	if b.Closed != b.Unknown {
 		tell("Closed", b.Name, b.Closed)
 	}

@@ -109,6 +109,8 @@ type daemon struct {
 	checks      *controller
 	// deep is nil without --deep-check.
 	deep *deepChecker
+	// probes is nil without --probe.
+	probes *controller
 	// webhook is nil if admission is off; certificate is what it serves with.
 	webhook     *webhook
 	certificate certificate
@@ -260,6 +262,16 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		d.deep = newDeepChecker(checker)
 	}
 
+	if d.config.probe {
+		d.probes = newController(resourceProbes, d.metrics)
+		d.probes.endpoints = places
+		p := &prober{bucketReconciler: bucketReconciler, queue: d.probes, entries: checker, probes: &probes{}}
+		d.probes.reconcile, d.probes.onGone = p.reconcile, p.gone
+		if _, err := watchObjects(buckets, scope, d.probes, d.probes.queue.Add); err != nil {
+			return fmt.Errorf("watching BackupBuckets: %w", err)
+		}
+	}
+
 	// A healthy bucket needs no reconcile after a restart, but a look at the cloud.
 	bucketEvents, err := watchObjects(buckets, scope, bucketController, bucketController.queue.Add)
 	if err != nil {
@@ -370,7 +382,11 @@ func (d *daemon) listen(ctx context.Context) {
 
 // allControllers are those whose passes are the daemon's work.
 func (d *daemon) allControllers() []*controller {
-	return append(slices.Clone(d.controllers), d.sweeps, d.checks)
+	all := append(slices.Clone(d.controllers), d.sweeps, d.checks)
+	if d.probes != nil {
+		all = append(all, d.probes)
+	}
+	return all
 }
 
 // work works until ctx ends, then lets running passes finish; the end of passes cuts them off. giveUp is called when another
@@ -392,6 +408,9 @@ func (d *daemon) work(ctx, passes context.Context, giveUp func(error)) {
 	}
 	work.Go(func() { d.sweeps.run(ctx, passes, concurrentSweeps) })
 	work.Go(func() { d.checks.run(ctx, passes, concurrentChecks) })
+	if d.probes != nil {
+		work.Go(func() { d.probes.run(ctx, passes, concurrentProbes) })
+	}
 	if d.deep != nil {
 		work.Go(func() { d.deep.run(ctx) })
 	}

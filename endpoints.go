@@ -56,7 +56,7 @@ type passClass string
 const (
 	classLook  passClass = "look"  // verification, and the marks of entries
 	classPurge passClass = "purge" // deletions and sweeps
-	classCheck passClass = "check" // the checks of backups
+	classCheck passClass = "check" // the checks of backups, and the probes
 )
 
 // passKey is an object that passes are made over.
@@ -263,6 +263,8 @@ func (e *endpoints) most(kind placeKind) int {
 		return concurrentSweeps
 	case resourceChecks:
 		return concurrentChecks
+	case resourceProbes:
+		return concurrentProbes
 	}
 	return e.limit
 }

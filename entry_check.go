@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -237,14 +238,20 @@ func (c *entryChecker) look(ctx context.Context, e *backupEntry) (again time.Dur
 
 // open opens the bucket with the secret of an entry: one API request.
 func (c *entryChecker) open(ctx context.Context, e *backupEntry) (Objects, error) {
-	secret, err := c.secrets.get(ctx, e.SecretRef)
+	secret, err := c.secretOf(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	if isWorkloadIdentity(secret) && len(secret.Data[dataKeyToken]) == 0 {
+	return c.openObjects(&e.object, e.BucketName, e.record(), secret)
+}
+
+// secretOf reads the secret of an entry: one API request.
+func (c *entryChecker) secretOf(ctx context.Context, e *backupEntry) (*corev1.Secret, error) {
+	secret, err := c.secrets.get(ctx, e.SecretRef)
+	if err == nil && isWorkloadIdentity(secret) && len(secret.Data[dataKeyToken]) == 0 {
 		return nil, fmt.Errorf("the workload identity secret %s has no %s yet", e.SecretRef, dataKeyToken)
 	}
-	return c.openObjects(&e.object, e.BucketName, e.record(), secret)
+	return secret, err
 }
 
 func laterOf(a, b time.Time) time.Time {

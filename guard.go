@@ -172,6 +172,16 @@ func permitMark(key string) permit {
 	}}
 }
 
+// permitCanary gives leave to attack and to delete a canary of the probe or a delete marker on it, and nothing else.
+func permitCanary(v version) permit {
+	return permit{func(context.Context) error {
+		if !isCanary(v.key) {
+			return fmt.Errorf("%q is no canary", v.key)
+		}
+		return nil
+	}}
+}
+
 // permitBucket gives leave to empty and to delete the bucket of a BackupBucket, and what it lies in, as long as that is being
 // deleted and the API server has no BackupEntry that refers to it: a cache may not know yet of one that has just come.
 func (r *bucketReconciler) permitBucket(b *backupBucket) permit {

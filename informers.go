@@ -36,6 +36,8 @@ const (
 	resourceStaleness = "staleness"
 	// resourceChecks names the queue of BackupEntries whose backups are looked at.
 	resourceChecks = "checks"
+	// resourceProbes names the queue of BackupBuckets whose lock is attacked.
+	resourceProbes = "probes"
 	// resourceCertificates names the queue of the webhook's certificates, resourceReviews
 	// its reviews.
 	resourceCertificates = "certificates"

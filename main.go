@@ -52,6 +52,7 @@ type config struct {
 	verifyInterval               time.Duration
 	deepCheck                    bool
 	extendRetention              bool
+	probe                        bool
 	metricsAddress               string
 	healthAddress                string
 	namespace                    string
@@ -84,6 +85,8 @@ func (c *config) register(fs *flag.FlagSet) {
 		"which costs traffic")
 	fs.BoolVar(&c.extendRetention, "extend-retention", true, "extend the retention of the backups of live BackupEntries that are not "+
 		"retained as long as they should be, where each object has one of its own (S3)")
+	fs.BoolVar(&c.probe, "probe", false, "attack the lock of each bucket once a day, with an object that is made for that; docs/probe.md "+
+		"says what security monitoring will see")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")

@@ -89,7 +89,7 @@ func TestHelp(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "controllers", "deep-check", "extend-retention", "health-address", "ignore-operation-annotation", "kubeconfig", "leader-elect", "logging-format", "metrics-address",
-		"mutating-webhook-configuration", "namespace", "profiling", "type", "v", "verify-interval", "version", "webhook-address", "webhook-cert-dir", "webhook-cert-lifetime", "webhook-configuration"}
+		"mutating-webhook-configuration", "namespace", "probe", "profiling", "type", "v", "verify-interval", "version", "webhook-address", "webhook-cert-dir", "webhook-cert-lifetime", "webhook-configuration"}
 	var got []string
 	for _, match := range regexp.MustCompile(`(?m)^  -(\S+).*\n    \t[A-Za-z/]`).FindAllStringSubmatch(output.String(), -1) {
 		got = append(got, match[1])

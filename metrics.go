@@ -83,6 +83,7 @@ type metrics struct {
 	bucketRepairs                                                *prometheus.CounterVec
 	bucketUnprotected                                            *prometheus.GaugeVec
 	bucketExtended, bucketExtensionFailures                      *prometheus.CounterVec
+	bucketProbed, bucketProbeAttacks                             *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -131,6 +132,11 @@ func newMetrics() *metrics {
 		"restored, or the bucket created anew.", "bucket")
 	m.bucketLocks = counter("bucketwarden_backupbucket_policy_locks_total", "Times the bucket's policy was locked, "+
 		"extended or restored locked.", "bucket")
+	m.bucketProbed = gauge("bucketwarden_backupbucket_probe_timestamp_seconds", "Unix time at which the probe has shown last that the "+
+		"bucket's lock holds against these credentials; 0 if it has not since the daemon began; missing without --probe.", "bucket",
+		"credentials")
+	m.bucketProbeAttacks = gauge("bucketwarden_backupbucket_probe_attacks", "Attacks of the last probe of the bucket's lock with these "+
+		"credentials, by how they ended; missing until there was one.", "bucket", "credentials", "outcome")
 	m.bucketRetained = told(factSweep, "bucketwarden_backupbucket_retained_objects", "Object versions under retention that were to "+
 		"be deleted, with their BackupEntry or with the bucket; missing while that is not known.")
 	m.bucketExtensions = told(factState, "bucketwarden_backupbucket_policy_extensions_remaining", "How often a locked policy can "+
@@ -215,7 +221,7 @@ func newMetrics() *metrics {
 	m.registry.MustRegister(m.facts, m.entries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceChecks,
-		resourceCertificates} {
+		resourceProbes, resourceCertificates} {
 		m.panics.WithLabelValues(resource)
 		m.failingObjects.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
@@ -263,10 +269,33 @@ func (m *metrics) forgetBucket(bucket string) {
 		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened, m.bucketHardeningGaps,
 		m.bucketKeyCreated, m.bucketKeyAgeKnown, m.bucketKeyRotations, m.purgeFailures, m.refusals,
 		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs, m.bucketUnprotected, m.bucketExtended,
-		m.bucketExtensionFailures} {
+		m.bucketExtensionFailures, m.bucketProbed, m.bucketProbeAttacks} {
 		v.DeletePartialMatch(labels)
 	}
 	m.facts.forget(bucket)
+}
+
+// showProbe shows what a probe has found.
+func (m *metrics) showProbe(bucket string, of probeResult) {
+	for _, outcome := range probeOutcomes {
+		m.bucketProbeAttacks.WithLabelValues(bucket, of.credentials, string(outcome)).Set(float64(of.count(outcome)))
+	}
+	if of.proven() {
+		m.bucketProbed.WithLabelValues(bucket, of.credentials).Set(float64(of.at.Unix()))
+	}
+}
+
+// dropProbe removes what probes with some credentials have found.
+func (m *metrics) dropProbe(bucket, credentials string) {
+	labels := prometheus.Labels{"bucket": bucket, "credentials": credentials}
+	m.bucketProbed.DeletePartialMatch(labels)
+	m.bucketProbeAttacks.DeletePartialMatch(labels)
+}
+
+// forgetProbe removes what probes of a bucket have found.
+func (m *metrics) forgetProbe(bucket string) {
+	m.bucketProbed.DeletePartialMatch(prometheus.Labels{"bucket": bucket})
+	m.bucketProbeAttacks.DeletePartialMatch(prometheus.Labels{"bucket": bucket})
 }
 
 // showHardening shows the status of the condition BucketHardened, empty if there is none, and the number of gaps, zero if that is

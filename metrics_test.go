@@ -31,6 +31,7 @@ func metricsTestFull() *metrics {
 	m.bucketKeyAgeKnown.WithLabelValues("")
 	m.bucketKeyCreated.WithLabelValues("")
 	m.bucketKeyRotations.WithLabelValues("")
+	m.showProbe("", metricsTestProbe)
 	m.entries.watch(&backupEntry{})
 	m.entries.set(&backupEntry{}, entryState{checked: time.Now(), full: time.Now(), delta: time.Now(), known: true, complete: true,
 		lock: chainLock{known: true}, exclusionsKnown: true, cluster: awake})
@@ -56,6 +57,9 @@ func metricsTestFull() *metrics {
 	}
 	return m
 }
+
+// metricsTestProbe is a probe that has proven a lock: four series.
+var metricsTestProbe = probeResult{at: time.Now(), attacks: []probeAttack{{name: attackDelete, outcome: refusedByLock}}}
 
 // metricsTestGroup says that a metric is one of client_golang's collectors, which are
 // documented as a group.
@@ -276,9 +280,10 @@ func TestForgetBucket(t *testing.T) {
 		m.bucketKeyAgeKnown.WithLabelValues(name)
 		m.bucketKeyCreated.WithLabelValues(name)
 		m.bucketKeyRotations.WithLabelValues(name)
+		m.showProbe(name, metricsTestProbe)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 28 {
+	if len(others) != 32 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

@@ -208,13 +208,7 @@ func (r *reconciler) openObjects(o *object, bucket string, of record, secret *co
 // openContents opens what lies in the bucket of a BackupBucket with the credentials that are the cheapest: those of the
 // generated secret, where there are any, for which the management plane need not be asked. It is nil until they exist.
 func (r *reconciler) openContents(ctx context.Context, b *backupBucket, class passClass) (Objects, error) {
-	read := r.generated
-	if _, ok := r.provider(&b.object).(accountProvider); !ok {
-		read = func(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
-			return r.secrets.get(ctx, b.SecretRef)
-		}
-	}
-	secret, err := read(ctx, b)
+	secret, err := r.contentsSecret(ctx, b)
 	if err != nil || secret == nil {
 		return nil, err
 	}
@@ -224,6 +218,14 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket, class pa
 		err = r.endpoints().enter(ctx, objects.endpoint(), class)
 	}
 	return objects, err
+}
+
+// contentsSecret reads the secret of openContents; nil until it exists.
+func (r *reconciler) contentsSecret(ctx context.Context, b *backupBucket) (*corev1.Secret, error) {
+	if _, ok := r.provider(&b.object).(accountProvider); ok {
+		return r.generated(ctx, b)
+	}
+	return r.secrets.get(ctx, b.SecretRef)
 }
 
 // credentialsError names the secret in an error of a provider about the credentials.

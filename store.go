@@ -1,7 +1,7 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, extender). The rules of each
-// method are here; an implementation has only what differs.
+// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, extender, attacker,
+// attackControl). The rules of each method are here; an implementation has only what differs.
 
 package main
 
@@ -120,6 +120,35 @@ type hider interface {
 	// hide writes a delete marker on a key, and returns it: two requests, the first to be sure that the bucket keeps what is
 	// hidden, since else this would delete it. remove takes the marker away again.
 	hide(ctx context.Context, key string) (version, error)
+}
+
+// attacker is an Objects whose lock can be tried with an empty object that is made for that, the canary (probe.go). Each method
+// makes one request. What attacks or deletes is not repeated, and asks the permit right before.
+type attacker interface {
+	Objects
+	// attacks are the names of those that there are, in the order in which they are tried. It needs no request.
+	attacks() []string
+	// plant writes an empty object under a key that nobody uses, and returns its version.
+	plant(ctx context.Context, key string) (version, error)
+	// retention says until when a version is retained, zero if it is not, and that whoever may bypass it can take that away (S3's
+	// GOVERNANCE). Of a version that is not there any more the error is errNoVersion.
+	retention(ctx context.Context, v version) (until time.Time, removable bool, err error)
+	// attack does what its name says to a version that is retained until then. Without an error the store says that it is done. In
+	// the chain of the error is errLocked if the store names the lock as the reason, errRefused if that may be the lock or a
+	// missing permission; of a store that answers so there is an attackControl.
+	attack(ctx context.Context, name string, v version, until time.Time, leave permit) error
+	// discard deletes a version that is not retained any more, or a delete marker.
+	discard(ctx context.Context, v version, leave permit) error
+}
+
+// attackControl is an attacker that does not tell a lock from a missing permission. What needs the permission and no lock forbids
+// tells: to discard a delete marker, and to make a retention longer.
+type attackControl interface {
+	attacker
+	// mark writes a delete marker on the key of a canary, and returns it: one request.
+	mark(ctx context.Context, key string) (version, error)
+	// lengthen gives a version a later end of its retention, in the mode that it has: one request. removable is as retention tells.
+	lengthen(ctx context.Context, v version, until time.Time, removable bool) error
 }
 
 // version is one thing in a bucket that can be deleted by itself.
@@ -296,6 +325,9 @@ var (
 	// errNotExtended is in the chain of errors about a version whose retention the store refuses to change for a reason that its
 	// answer does not tell.
 	errNotExtended = errors.New("the store refuses to extend the retention of the object version")
+	// errLocked and errRefused are in the chain of errors of attacker.attack.
+	errLocked  = errors.New("the lock forbids it")
+	errRefused = errors.New("the store refuses it")
 	// errKeyRejected is in the chain of errors that say that the store does not accept a key that a generated secret publishes:
 	// it was regenerated, or altered in the secret.
 	errKeyRejected = errors.New("the published key is not accepted")

@@ -50,6 +50,8 @@ type memoryServer struct {
 	// refuse is the answer to an operation, unless it is StatusOK; broken what is read of a version, unless it is nil.
 	refuse func(operation string) int
 	broken func(version) io.Reader
+	// lies: what is deleted stays.
+	lies bool
 }
 
 type memoryBucket struct {

@@ -50,6 +50,8 @@ var noSeries = []string{
 	"bucketwarden_backupbucket_key_created_timestamp_seconds",
 	"bucketwarden_backupbucket_key_age_known",
 	"bucketwarden_backupbucket_key_rotations_total",
+	"bucketwarden_backupbucket_probe_timestamp_seconds",
+	"bucketwarden_backupbucket_probe_attacks",
 	"bucketwarden_backupentry_last_checked_timestamp_seconds",
 	"bucketwarden_backupentry_last_full_snapshot_timestamp_seconds",
 	"bucketwarden_backupentry_last_delta_snapshot_timestamp_seconds",

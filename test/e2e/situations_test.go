@@ -392,6 +392,25 @@ var situations = []situation{
 			`critical BucketwardenSnapshotSuspicious{bucket="y",entry="e"}`, `critical BucketwardenSnapshotNotIntact{bucket="y",entry="e"}`}},
 	},
 	{
+		name: "attacks of the probe succeed on a bucket, and on one that shall not be locked; of another nothing is proven any more",
+		series: map[string]string{
+			`bucketwarden_backupbucket_expected_locked{bucket="open"}`:                                                 "0x1800",
+			`bucketwarden_backupbucket_probe_attacks{bucket="open",credentials="bucket",outcome="succeeded"}`:          "1x1800",
+			`bucketwarden_backupbucket_probe_timestamp_seconds{bucket="open",credentials="bucket"}`:                    "-864000x1800",
+			`bucketwarden_backupbucket_probe_attacks{bucket="x",credentials="bucket",outcome="succeeded"}`:             "0x1800",
+			`bucketwarden_backupbucket_probe_attacks{bucket="x",credentials="entry",outcome="succeeded"}`:              "0x119 2x300 stale",
+			`bucketwarden_backupbucket_probe_attacks{instance="b",bucket="x",credentials="entry",outcome="succeeded"}`: "_x600 0x1200",
+			`bucketwarden_backupbucket_probe_timestamp_seconds{bucket="x",credentials="bucket"}`:                       "-864000x600 36000x1200",
+			`bucketwarden_backupbucket_probe_timestamp_seconds{bucket="x",credentials="entry"}`:                        "-864000x1800",
+			`bucketwarden_backupbucket_probe_attacks{bucket="y",credentials="bucket",outcome="refused_otherwise"}`:     "4x1800",
+			`bucketwarden_backupbucket_probe_attacks{bucket="y",credentials="bucket",outcome="succeeded"}`:             "0x1800",
+			`bucketwarden_backupbucket_probe_timestamp_seconds{bucket="y",credentials="bucket"}`:                       "-864000x1800",
+		},
+		fires: map[string][]string{"1h59m": nothing, "2h1m": {`critical BucketwardenProbeSucceeded{bucket="x",credentials="entry"}`},
+			"9h": {`critical BucketwardenProbeSucceeded{bucket="x",credentials="entry"}`}, "11h": nothing, "25h": nothing,
+			"27h": {`warning BucketwardenProbeStale{bucket="y"}`}},
+	},
+	{
 		name: "a cluster that is awake makes no backups; one sleeps, one is new",
 		series: map[string]string{
 			`bucketwarden_backupentry_last_full_snapshot_timestamp_seconds{bucket="x",entry="e"}`:      "0+60x119 7140x1680",
@@ -686,7 +705,7 @@ func TestMonitoringSituations(t *testing.T) {
 				samples = append(samples, map[string]any{"labels": situationSeries("", all), "value": 1})
 			}
 			tests = append(tests, map[string]any{"eval_time": at, "exp_samples": samples,
-				"expr": `count by (alertname, severity, cluster, namespace, bucket, entry, resource, reason, endpoint, policy, name) (ALERTS{alertstate="firing"})`})
+				"expr": `count by (alertname, severity, cluster, namespace, bucket, entry, credentials, resource, reason, endpoint, policy, name) (ALERTS{alertstate="firing"})`})
 		}
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()

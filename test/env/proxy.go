@@ -25,6 +25,8 @@ type Request struct {
 	Operation string
 	Bucket    string
 	Key       string
+	// Prefix is that of a list.
+	Prefix string
 }
 
 // Fault is what a Proxy does to a request. With only a Latency the request is
@@ -231,8 +233,8 @@ func writeError(w http.ResponseWriter, fault *Fault) {
 // requestOf derives the S3 operation of a path-style request.
 func requestOf(r *http.Request) Request {
 	bucket, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	request := Request{Bucket: bucket, Key: key}
 	query := r.URL.Query()
+	request := Request{Bucket: bucket, Key: key, Prefix: query.Get("prefix")}
 	switch {
 	case bucket == "":
 		request.Operation = "ListBuckets"

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// probeHarness is a harness with the probe, on the store in memory.
+type probeHarness struct {
+	*harness
+	server *memoryServer
+	prober *prober
+}
+
+// probeProvider is a memoryProvider that opens buckets of any name.
+type probeProvider struct{ *memoryProvider }
+
+func (p *probeProvider) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	return &memoryStore{p.memoryProvider, ref, string(credentials[memoryKey])}, nil
+}
+
+func newProbeHarness(t *testing.T, policy Policy) *probeHarness {
+	h := &probeHarness{harness: newHarness(t), server: newMemoryServer()}
+	store := &probeProvider{&memoryProvider{h.server, h.metrics}}
+	h.scope.providers = map[string]provider{"aws": store}
+	h.server.key = secretMarker + "-key"
+	h.server.buckets["b"] = &memoryBucket{region: "eu-1", policy: policy}
+	queue := newController(resourceProbes, h.metrics)
+	t.Cleanup(queue.queue.ShutDown)
+	checks := newController(resourceChecks, h.metrics)
+	t.Cleanup(checks.queue.ShutDown)
+	h.prober = &prober{bucketReconciler: h.buckets, queue: queue, entries: newEntryChecker(h.entries.reconciler, checks, nil, h.metrics.entries),
+		probes: &probes{}}
+	queue.onGone = h.prober.gone
+	return h
+}
+
+// probe makes a pass.
+func (h *probeHarness) probe() (time.Duration, error) {
+	h.t.Helper()
+	return h.pass(h.t.Context(), h.prober.reconcile, "b", false)
+}
+
+// next waits until the bucket is due and makes a pass.
+func (h *probeHarness) next() {
+	h.t.Helper()
+	wait, err := h.probe()
+	if err != nil || wait <= 0 {
+		h.t.Fatalf("again after %s, %v", wait, err)
+	}
+	h.wantTrace()
+	time.Sleep(wait)
+	if wait, err = h.probe(); err != nil || wait < probeInterval/2 || wait > probeInterval*3/2 {
+		h.t.Fatalf("again after %s, %v", wait, err)
+	}
+}
+
+func (h *probeHarness) shown() map[string]float64 {
+	h.t.Helper()
+	all := map[string]float64{}
+	families, err := h.metrics.registry.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, family := range families {
+		name, ok := strings.CutPrefix(family.GetName(), "bucketwarden_backupbucket_probe_")
+		for _, m := range family.GetMetric() {
+			if !ok {
+				break
+			}
+			for _, pair := range m.GetLabel() {
+				if pair.GetName() != "bucket" {
+					name += " " + pair.GetValue()
+				}
+			}
+			all[name] = m.GetGauge().GetValue()
+			name, _ = strings.CutPrefix(family.GetName(), "bucketwarden_backupbucket_probe_")
+		}
+	}
+	return all
+}
+
+func (h *probeHarness) wantShown(want map[string]float64) {
+	h.t.Helper()
+	if got := h.shown(); !maps.Equal(got, want) {
+		h.t.Errorf("metrics\n\t%v, want\n\t%v", got, want)
+	}
+}
+
+// Once a day, with the credentials of both where they are the same: a read of each secret, a round, a read and a write of the status.
+func TestProberDay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newProbeHarness(t, locked4d)
+		h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+		h.putEntry(testEntry, true)
+		h.next()
+		h.wantTrace("get secrets garden/bucket-b", "get secrets garden/entry", "get backupbuckets b", "status backupbuckets b <nil> <nil> +conditions")
+		at := float64(time.Now().Unix())
+		h.wantShown(map[string]float64{"timestamp_seconds bucket": at, "timestamp_seconds entry": at,
+			"attacks bucket refused_by_lock": 4, "attacks bucket refused_otherwise": 0, "attacks bucket succeeded": 0,
+			"attacks entry refused_by_lock": 4, "attacks entry refused_otherwise": 0, "attacks entry succeeded": 0})
+		h.wantEvents()
+		want := fmt.Sprintf("At %s, with the credentials of the bucket, which are those of a BackupEntry too: delete, shorten, shorten-bypass, "+
+			"delete-bypass refused by the lock.", time.Now().UTC().Format(time.RFC3339))
+		if c := h.conditionOf(conditionProven); c["status"] != "True" || c["reason"] != reasonProbeRefused || c["message"] != want {
+			t.Errorf("%v, want %s", c, want)
+		}
+		if last := h.prober.probes.last("b"); len(last) != 2 || last[0].credentials != probeWithBucket || last[1].credentials != probeWithEntry ||
+			!last[0].proven() || len(last[1].attacks) != 4 {
+			t.Errorf("%+v", last)
+		}
+		for range 20 {
+			before := h.server.requests["b"]
+			h.next()
+			if n := h.server.requests["b"] - before; n > 8 {
+				t.Errorf("a day costs %d requests", n)
+			}
+		}
+		// The entry goes, then the bucket.
+		h.edit(entriesGVR, testEntry, deleting)
+		h.next()
+		if got := h.shown(); len(got) != 4 {
+			t.Errorf("without entries there are %v", got)
+		}
+		h.edit(bucketsGVR, "b", deleting)
+		if wait, err := h.probe(); err != nil || wait != 0 {
+			t.Error(wait, err)
+		}
+		h.wantTrace()
+		h.wantShown(map[string]float64{})
+		if last := h.prober.probes.last("b"); last != nil {
+			t.Errorf("%+v", last)
+		}
+	})
+}
+
+// Other credentials of entries take turns with those of the bucket. What they may not do proves nothing, and takes no proof away.
+func TestProberTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newProbeHarness(t, locked4d)
+		h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
+		for _, name := range []string{"shoot--p--a--u", "shoot--p--b--u", "shoot--p--c--u"} {
+			h.putEntry(name, true, set(name, "spec", "secretRef", "name"))
+			h.putSecret("garden", name, map[string][]byte{memoryKey: []byte(h.server.key), "of": []byte(name)}, finalizerBackupEntry)
+		}
+		used := map[string]int{}
+		for range 12 {
+			h.next()
+			secret := ""
+			for _, line := range h.trace {
+				if name, ok := strings.CutPrefix(line, "get secrets garden/shoot"); ok {
+					secret = name
+				}
+			}
+			used[secret]++
+		}
+		if len(used) != 3 || slices.Min(slices.Collect(maps.Values(used))) < 2 {
+			t.Errorf("the entries had %v turns", used)
+		}
+		last := h.prober.probes.last("b")
+		if len(last) != 2 || last[0].at.Equal(last[1].at) || !last[0].proven() || !last[1].proven() {
+			t.Errorf("%+v", last)
+		}
+		// One that cannot be read, or that the store does not know any more.
+		h.deleteSecret("garden", "shoot--p--a--u")
+		for range 6 {
+			h.next()
+		}
+		if c := h.conditionOf(conditionProven); c["status"] != "True" || !strings.Contains(fmt.Sprint(c["message"]), "credentials of a BackupEntry:") {
+			t.Error(c)
+		}
+	})
+}
+
+// What a bucket without a lock, and one whose lock does not hold, tell.
+func TestProberFinds(t *testing.T) {
+	for _, test := range []struct {
+		name           string
+		live, recorded Policy
+		refuse         string
+		status, reason string
+		events         []string
+		succeeded      float64
+		message        string
+	}{
+		{name: "not locked, and should not be", status: "False", reason: reasonProbeSucceeded, succeeded: 1, message: "delete succeeded (it is gone)."},
+		{name: "not locked, and should be", recorded: locked4d, status: "False", reason: reasonProbeSucceeded, succeeded: 1,
+			events: []string{"ProbeSucceeded"}, message: "delete succeeded (it is gone)."},
+		{name: "governance", live: unlocked4d, recorded: unlocked4d, status: "False", reason: reasonProbeSucceeded, succeeded: 2,
+			message: "shorten-bypass, delete-bypass succeeded (its retention is shorter now, or can be taken away; it is gone); delete, shorten refused by the lock."},
+		{name: "governance without bypass", live: unlocked4d, recorded: unlocked4d, refuse: "Bypass", status: "False", reason: reasonProbeUnlocked,
+			message: "shorten-bypass, delete-bypass refused for another reason (the retention can be taken away by whoever may bypass it, which " +
+				"these credentials may not); delete, shorten refused by the lock."},
+		{name: "a permission is missing", live: locked4d, recorded: locked4d, refuse: "DeleteVersion", status: "Unknown", reason: reasonProbeNothing,
+			message: "delete, shorten, shorten-bypass, delete-bypass refused for another reason (these credentials may not delete anything)."},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newProbeHarness(t, test.live)
+				h.putBucket(true, withPolicy(test.recorded), withRecord(test.recorded))
+				h.server.refuse = func(operation string) int {
+					if operation == test.refuse {
+						return http.StatusForbidden
+					}
+					return http.StatusOK
+				}
+				h.next()
+				c := h.conditionOf(conditionProven)
+				if c["status"] != test.status || c["reason"] != test.reason || !strings.HasSuffix(fmt.Sprint(c["message"]), "with the credentials of the bucket: "+test.message) {
+					t.Errorf("got %v", c)
+				}
+				h.wantEvents(test.events...)
+				h.wantMetric(test.succeeded, "bucketwarden_backupbucket_probe_attacks", "b", "bucket", "succeeded")
+				h.wantMetric(0, "bucketwarden_backupbucket_probe_timestamp_seconds", "b", "bucket")
+			})
+		})
+	}
+}
+
+// A bucket that is not ready, goes, or does not answer is attacked later.
+func TestProberFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newProbeHarness(t, locked4d)
+		h.putBucket(false, withPolicy(locked4d))
+		wait, err := h.probe()
+		time.Sleep(wait)
+		if wait, err = h.probe(); wait != probeRetry || err != nil || h.server.requests["b"] > 0 {
+			t.Errorf("not ready: %s, %v, %d requests", wait, err, h.server.requests["b"])
+		}
+		h.edit(bucketsGVR, "b", func(u *unstructured.Unstructured) {
+			for _, edit := range []editObject{withFinalizers(finalizerBackupBucket), withLast(operationTypeReconcile, stateSucceeded, "done"), withRecord(locked4d)} {
+				edit(u)
+			}
+		})
+		h.server.failures["b"] = &suiteFailure{status: 503, times: 4}
+		time.Sleep(probeRetry)
+		if wait, err = h.probe(); wait != probeRetry || err == nil {
+			t.Errorf("down: %s, %v", wait, err)
+		}
+		h.wantTrace("get secrets garden/bucket-b")
+		h.wantShown(map[string]float64{"timestamp_seconds bucket": 0})
+		h.next()
+		if c := h.conditionOf(conditionProven); c["status"] != "True" {
+			t.Error(c)
+		}
+	})
+}
+
+// Each bucket has a time of the day of its own, and a start attacks nothing.
+func TestNextProbe(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	times := map[time.Duration]bool{}
+	for i := range 100 {
+		name := fmt.Sprint("bucket-", i)
+		first := nextProbe(name, now, 0)
+		second := nextProbe(name, now.Add(first), probeInterval/2)
+		if first < 0 || first >= probeInterval || second != probeInterval {
+			t.Errorf("%s: %s, then %s", name, first, second)
+		}
+		times[first.Truncate(time.Hour)] = true
+	}
+	if len(times) < 12 {
+		t.Errorf("all come within %d hours", len(times))
+	}
+}
