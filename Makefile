@@ -13,7 +13,7 @@ TOOL = cd test && $(RELEASE) -ldflags="-X 'bucketwarden/test/env.directory=$(CUR
 # The same flags in the environment, where staticcheck finds them too.
 LINT = CGO_ENABLED=0 GOFLAGS="$$(go env GOFLAGS) -trimpath"
 
-.PHONY: build image manifests dashboard-picture demo local setup test test-unit test-e2e soak fuzz bench lint
+.PHONY: build image manifests dashboard-picture report-picture demo local setup test test-unit test-e2e soak fuzz bench lint
 
 build: ## the daemon, as ./bucketwarden
 	$(RELEASE) -ldflags='-s -w -X main.release=$(VERSION)' -o bucketwarden .
@@ -55,6 +55,9 @@ test-e2e: setup ## end-to-end tests
 
 dashboard-picture: ## docs/dashboard.png: the dashboard with data of a real Prometheus, as Chromium draws it
 	cd test && BUCKETWARDEN_DASHBOARD_PICTURE='$(CURDIR)/docs/dashboard.png' go test -count=1 -race -vet=off -v -run '^TestMonitoringDashboard$$' ./e2e
+
+report-picture: ## docs/report.png: a report of evidence, as Chromium draws it
+	cd test && BUCKETWARDEN_REPORT_PICTURE='$(CURDIR)/docs/report.png' go test -count=1 -race -vet=off -v -run '^TestEvidenceReport$$' ./e2e
 
 # What it finds is written to testdata/fuzz and fails test-unit until it is mended.
 fuzz: FUZZTIME = 1m

@@ -39,6 +39,9 @@ type bucketReconciler struct {
 	sweeps *controller
 	// tellings are the changes behind our back that were told.
 	tellings tellings
+	// evidence is what passes leave for the evidence of their buckets; nil without --evidence. askEvidence has it written if it is due.
+	evidence    *evidenceLog
+	askEvidence func(*backupBucket)
 	// entries are the informer's BackupEntries; entriesClient reads them live.
 	entries       cache.Indexer
 	entriesClient *resourceClient
@@ -71,6 +74,11 @@ func (r *bucketReconciler) reconcile(ctx context.Context, key cache.ObjectName, 
 		return staleRetry, nil
 	}
 	r.metrics.initBucket(b)
+	if r.askEvidence != nil && b.DeletionTimestamp != nil {
+		r.askEvidence(cached)
+	} else if r.askEvidence != nil {
+		defer r.askEvidence(cached)
+	}
 	if b.DeletionTimestamp != nil {
 		return r.delete(ctx, b)
 	}
@@ -432,6 +440,7 @@ func (p *bucketPass) create(ctx context.Context, store Store, immutable bool) er
 		return err
 	}
 	p.next.Origin = originCreated
+	p.evidence.note(p.b.Name, evidenceCreated, "bucketwarden created the bucket.")
 	klog.FromContext(ctx).Info("Created the bucket", "region", p.b.Region, "immutable", immutable)
 	p.normal(p.b, "BucketCreated", "Create", "Created bucket %s in region %s", p.b.Name, p.b.Region)
 	return nil

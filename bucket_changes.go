@@ -103,11 +103,20 @@ func (p *bucketPass) noteDrift(ctx context.Context, d *drift) {
 		return
 	}
 	p.metrics.bucketDrift.WithLabelValues(p.b.Name).Inc()
+	p.evidence.note(p.b.Name, evidenceDrift, "%s", d)
 	if d.gone {
 		klog.FromContext(ctx).Info("The bucket is gone", "expected", d.expected.String())
 		return
 	}
 	klog.FromContext(ctx).Info("The bucket's policy was changed behind our back", "expected", d.expected.String(), "found", d.found.String())
+}
+
+// String says what was found, as a sentence.
+func (d *drift) String() string {
+	if d.gone {
+		return "The bucket is gone."
+	}
+	return fmt.Sprintf("The bucket should have a %s, the store said %s.", d.expected, d.found)
 }
 
 func same(d, e *drift) bool { return d == e || d != nil && e != nil && *d == *e }
@@ -126,6 +135,7 @@ func (p *bucketPass) tellRepair(ctx context.Context, d *drift, refusal *Refusal)
 	}
 	p.tellings.update(p.b.Name, func(of *telling) { of.drift, of.unrepaired = nil, false })
 	p.metrics.bucketRepairs.WithLabelValues(p.b.Name).Inc()
+	p.evidence.note(p.b.Name, evidenceRepair, "It was put right. %s", d)
 	if d.gone {
 		return
 	}
@@ -165,6 +175,7 @@ func (p *bucketPass) showChanges(ctx context.Context) {
 	if message == "" || message == before.foreign || shown.Status == "True" && shown.Message == message {
 		return
 	}
+	p.evidence.note(p.b.Name, evidenceForeign, "%s", message)
 	klog.FromContext(ctx).Info("Somebody made the bucket's policy stronger", "expected", p.wanted().String(), "found", p.live.Policy.String())
 	p.warn(p.b, conditionForeign, "Verify", "%s", message)
 }

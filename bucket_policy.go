@@ -27,6 +27,7 @@ func (p *bucketPass) observe(ctx context.Context, store Store) error {
 		return nil
 	}
 	p.observed = true
+	p.evidence.saw(p.b.Name, state, p.next.Policy, p.unknownAfter(p.b))
 	p.showState(p.b, state)
 	return nil
 }
@@ -136,6 +137,7 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 		if err := store.SetPolicy(ctx, step.Policy); err != nil {
 			return err
 		}
+		p.evidence.note(p.b.Name, evidenceLock, "bucketwarden set the policy: it was %s, now it is %s.", p.live.Policy, step.Policy)
 		logger.Info("Set the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
 		p.normal(p.b, "PolicySet", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
 		return nil
@@ -144,6 +146,7 @@ func (p *bucketPass) apply(ctx context.Context, store Store, step Step) error {
 		return err
 	}
 	p.metrics.bucketLocks.WithLabelValues(p.b.Name).Inc()
+	p.evidence.note(p.b.Name, evidenceLock, "bucketwarden locked the policy: it was %s, now it is %s.", p.live.Policy, step.Policy)
 	logger.Info("Locked the bucket's policy", "was", p.live.Policy.String(), "policy", step.Policy.String())
 	p.normal(p.b, "PolicyLocked", "Reconcile", "The policy of bucket %s was: %s; now: %s", p.b.Name, p.live.Policy, step.Policy)
 	if p.live.Policy.Locked && p.live.Extensions != nil && *p.live.Extensions == 1 {

@@ -34,6 +34,7 @@ func (r *bucketReconciler) reportRefusal(ctx context.Context, b *backupBucket, e
 	}
 	if r.refusalIsNew(b, err, opType) {
 		r.metrics.refusals.WithLabelValues(b.Name, refused.Reason).Inc()
+		r.evidence.note(b.Name, evidenceRefusal, "%s", refused.Message)
 		klog.FromContext(ctx).Info("Refused to weaken the bucket", "reason", refused.Reason, "message", refused.Message)
 		r.warn(b, "WeakeningRefused", "Reconcile", "%s", refused.Message)
 	}

@@ -51,7 +51,7 @@ var commands []command
 
 func init() {
 	commands = []command{statusCommand, planCommand, snapshotsCommand, verifyCommand, excludeCommand, includeCommand,
-		probeCommand, completionCommand}
+		probeCommand, evidenceCommand, completionCommand}
 }
 
 // errFound is that something is wrong with what a command has looked at, and that it has said what.

@@ -99,7 +99,11 @@ func (c *cli) openContents(ctx context.Context, v *bucketView) {
 	if v.store == nil {
 		return
 	}
-	ref, secret := bucketRef{Name: v.b.Name, Region: v.b.Region, Recorded: v.record.Policy, Account: v.record.Account}, v.secret
+	known := v.record.Policy
+	if known.None() && v.err == nil && v.live.Policy.Locked {
+		known = v.live.Policy // another owner records none
+	}
+	ref, secret := bucketRef{Name: v.b.Name, Region: v.b.Region, Recorded: known, Account: v.record.Account}, v.secret
 	if _, ok := v.provider().(accountProvider); ok {
 		var denied apierrors.APIStatus
 		generated, err := c.generatedSecret(ctx, v.b)
@@ -143,6 +147,9 @@ func (v *bucketView) nextSteps(live BucketState) policyPlan {
 
 // drift says that the cloud has less than what was recorded.
 func (v *bucketView) drift() bool { return v.err == nil && v.live.Policy.weakerThan(v.record.Policy) }
+
+// claimed says that by its status the spec was carried out. Another owner than bucketwarden records no policy.
+func (v *bucketView) claimed() bool { return v.b.succeeded() && v.b.specObserved() }
 
 // foreign says that the cloud has more than was asked for or recorded: somebody else has set it.
 func (v *bucketView) foreign() bool {

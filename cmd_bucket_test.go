@@ -289,6 +289,35 @@ func TestJudgeBucket(t *testing.T) {
 	}
 }
 
+// What by its status its owner has done and the cloud does not have is no mere wish, though nothing is recorded.
+func TestJudgeBucketOfAnotherOwner(t *testing.T) {
+	done, doing := &lastOperation{State: stateSucceeded}, &lastOperation{State: stateProcessing}
+	for _, test := range []struct {
+		name          string
+		desired, live Policy
+		last          *lastOperation
+		generation    int64
+		want          string
+	}{
+		{"as desired", lockedPolicy(7), lockedPolicy(7), done, 1, stateLocked},
+		{"taken away", lockedPolicy(7), Policy{}, done, 1, stateDrift},
+		{"never locked", lockedPolicy(7), unlockedPolicy(7), done, 1, stateDrift},
+		{"at work", lockedPolicy(7), Policy{}, doing, 1, statePending},
+		{"spec has changed", lockedPolicy(7), Policy{}, done, 2, statePending},
+		{"unlocked and longer", unlockedPolicy(7), unlockedPolicy(9), done, 1, stateForeign},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := &backupBucket{}
+			b.Type, b.Region, b.LastOperation, b.Generation, b.ObservedGeneration = "mem", memoryRegion, test.last, test.generation, 1
+			v := &bucketView{b: b, desired: desired{Policy: test.desired}, live: BucketState{Exists: true, Policy: test.live},
+				scope: &scope{providers: map[string]provider{"mem": &memoryProvider{newMemoryServer(), newMetrics()}}}, store: &planStore{atOnce: true}}
+			if got, _ := v.judge(); got != test.want {
+				t.Errorf("it is %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
 // planStore tells how it sets policies, and nothing else.
 type planStore struct {
 	Store

@@ -27,7 +27,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for line, want := range map[string]string{
 		"bucketwarden ver":                         "verify",
-		"bucketwarden ":                            "status plan snapshots verify exclude include probe completion help",
+		"bucketwarden ":                            "status plan snapshots verify exclude include probe evidence completion help",
 		"bucketwarden help ex":                     "exclude",
 		"bucketwarden verify --de":                 "--deep",
 		"bucketwarden verify -o js":                "json",

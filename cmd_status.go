@@ -38,7 +38,8 @@ var statusCommand = command{
 	long: `Three tables: the buckets, the BackupEntries in them, and what is still kept of deleted ones. STATE of a bucket is
 
   Locked, Unlocked, Open  as its spec asks for: locked, with a retention that is not locked, or without any
-  Drift      the cloud has less than what was recorded: somebody has weakened it
+  Drift      the cloud has less than what was recorded, or than what by the status was done: somebody has weakened it, or
+             the owner of the bucket did not do it
   Foreign    the cloud has more than what was asked for: somebody else has set it
   Refused    the spec asks for less than what is locked, or for what cannot be had; the bucket is defended
   Pending    the spec was not carried out yet
@@ -412,6 +413,8 @@ func (v *bucketView) judge() (state, problem string) {
 		return stateForeign, fmt.Sprintf("the store says %s, asked for is %s: somebody else has set it", v.live.Policy, v.desired.Policy)
 	case !v.live.Default.None():
 		return statePending, fmt.Sprintf("the store says %s, but only as a default that an object may be written without", v.live.Default)
+	case v.claimed() && v.live.Policy.weakerThan(v.desired.Policy):
+		return stateDrift, fmt.Sprintf("the store says %s, asked for is %s, which by the status is done", v.live.Policy, v.desired.Policy)
 	case len(plan.Steps) > 0:
 		return statePending, fmt.Sprintf("the store says %s, asked for is %s", v.live.Policy, v.desired.Policy)
 	}

@@ -105,12 +105,13 @@ type daemon struct {
 	listening   sync.WaitGroup
 	listens     sync.Once
 	controllers []*controller
-	sweeps      *controller
-	checks      *controller
-	// deep is nil without --deep-check.
-	deep *deepChecker
-	// probes is nil without --probe.
-	probes *controller
+	// sweeps is nil with --observe.
+	sweeps *controller
+	checks *controller
+	// deep is nil without --deep-check, probes without --probe, evidence without --evidence.
+	deep     *deepChecker
+	probes   *controller
+	evidence *evidenceWriter
 	// webhook is nil if admission is off; certificate is what it serves with.
 	webhook     *webhook
 	certificate certificate
@@ -133,6 +134,11 @@ type certificate interface {
 func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	rc = rest.CopyConfig(rc)
 	rc.Wrap(func(next http.RoundTripper) http.RoundTripper { return leaderTransport{next} })
+	if c.observe {
+		if err := guardAPI(rc, c.namespace); err != nil {
+			return nil, err
+		}
+	}
 	dyn, err := dynamic.NewForConfig(rc)
 	if err != nil {
 		return nil, fmt.Errorf("making the dynamic client: %w", err)
@@ -163,6 +169,9 @@ func newDaemon(c *config, rc *rest.Config, m *metrics) (*daemon, error) {
 	}
 	if err := d.wireWebhook(dyn, meta, scope); err != nil {
 		return nil, err
+	}
+	if c.observe {
+		return d, d.wireObserver(dyn, scope, newRecorder(broadcaster))
 	}
 	return d, d.wire(dyn, meta, scope, newRecorder(broadcaster))
 }
@@ -238,6 +247,10 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		keys.forget(name)
 		bucketReconciler.tellings.forget(name)
 		bucketReconciler.retention.forget(name)
+		bucketReconciler.evidence.forget(name)
+		if d.evidence != nil {
+			d.evidence.forget(name)
+		}
 	}
 	d.sweeps.onGone = d.metrics.forgetBucket
 	d.sweeps.reconcile = newSweeper(bucketReconciler).reconcile
@@ -269,6 +282,16 @@ func (d *daemon) wire(dyn dynamic.Interface, meta metadata.Interface, scope *sco
 		d.probes.reconcile, d.probes.onGone = p.reconcile, p.gone
 		if _, err := watchObjects(buckets, scope, d.probes, d.probes.queue.Add); err != nil {
 			return fmt.Errorf("watching BackupBuckets: %w", err)
+		}
+	}
+	if d.config.evidence {
+		c := newController(resourceEvidence, d.metrics)
+		c.endpoints = places
+		bucketReconciler.evidence = newEvidenceLog()
+		d.evidence = newEvidenceWriter(bucketReconciler, c, d.core, d.config, d.metrics.entries)
+		bucketReconciler.askEvidence = d.evidence.ask
+		if d.webhook != nil {
+			d.webhook.evidence = bucketReconciler.evidence
 		}
 	}
 
@@ -382,9 +405,14 @@ func (d *daemon) listen(ctx context.Context) {
 
 // allControllers are those whose passes are the daemon's work.
 func (d *daemon) allControllers() []*controller {
-	all := append(slices.Clone(d.controllers), d.sweeps, d.checks)
-	if d.probes != nil {
-		all = append(all, d.probes)
+	all := append(slices.Clone(d.controllers), d.checks)
+	for _, c := range []*controller{d.sweeps, d.probes} {
+		if c != nil {
+			all = append(all, c)
+		}
+	}
+	if d.evidence != nil {
+		all = append(all, d.evidence.controller)
 	}
 	return all
 }
@@ -406,7 +434,9 @@ func (d *daemon) work(ctx, passes context.Context, giveUp func(error)) {
 	for _, c := range d.controllers {
 		work.Go(func() { c.run(ctx, passes, d.config.concurrentSyncs) })
 	}
-	work.Go(func() { d.sweeps.run(ctx, passes, concurrentSweeps) })
+	if d.sweeps != nil {
+		work.Go(func() { d.sweeps.run(ctx, passes, concurrentSweeps) })
+	}
 	work.Go(func() { d.checks.run(ctx, passes, concurrentChecks) })
 	if d.probes != nil {
 		work.Go(func() { d.probes.run(ctx, passes, concurrentProbes) })
@@ -414,8 +444,12 @@ func (d *daemon) work(ctx, passes context.Context, giveUp func(error)) {
 	if d.deep != nil {
 		work.Go(func() { d.deep.run(ctx) })
 	}
+	if d.evidence != nil {
+		work.Go(func() { d.evidence.run(ctx, passes) })
+	}
 	work.Go(d.oversee(ctx, giveUp))
-	if d.config.namespace != "" {
+	// gardenlet asks for a heartbeat only of who owns objects.
+	if d.config.namespace != "" && !d.config.observe {
 		work.Go(func() { d.beat(ctx) })
 	}
 	d.ready.Store(true)

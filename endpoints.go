@@ -265,6 +265,8 @@ func (e *endpoints) most(kind placeKind) int {
 		return concurrentChecks
 	case resourceProbes:
 		return concurrentProbes
+	case resourceEvidence:
+		return concurrentEvidence
 	}
 	return e.limit
 }

@@ -59,6 +59,8 @@ type entryChecker struct {
 	states   *entryStates
 	// keeper extends the retention of what is found; nil if nobody should.
 	keeper *retentionKeeper
+	// observed tells of buckets with --observe, where the status of the entry does not; else it is nil.
+	observed observedEntries
 	// cannotRead tells once that Clusters cannot be read.
 	cannotRead sync.Once
 
@@ -227,7 +229,7 @@ func (c *entryChecker) look(ctx context.Context, e *backupEntry) (again time.Dur
 	state := entryState{checked: time.Now(), memory: c.states.get(e).memory}
 	state.describe(found, parseSpans(e.Annotations[annotationExcluded]))
 	again, err = c.keeper.keep(ctx, e, objects, found, &state.memory)
-	state.lock = readLock(ctx, objects, e.Recorded.Locked, found, &state.memory.kept[0])
+	state.lock = readLock(ctx, objects, c.mayBeLocked(e, objects), found, &state.memory.kept[0])
 	if !state.complete || found.now.Sub(laterOf(state.full, state.delta)) > freshBackup {
 		state.cluster = c.wakefulness(ctx, e)
 	}
@@ -242,14 +244,15 @@ func (c *entryChecker) open(ctx context.Context, e *backupEntry) (Objects, error
 	if err != nil {
 		return nil, err
 	}
-	return c.openObjects(&e.object, e.BucketName, e.record(), secret)
+	return c.openObjects(&e.object, e.BucketName, c.record(e), secret)
 }
 
 // secretOf reads the secret of an entry: one API request.
 func (c *entryChecker) secretOf(ctx context.Context, e *backupEntry) (*corev1.Secret, error) {
-	secret, err := c.secrets.get(ctx, e.SecretRef)
+	ref := c.credentials(e)
+	secret, err := c.secrets.get(ctx, ref)
 	if err == nil && isWorkloadIdentity(secret) && len(secret.Data[dataKeyToken]) == 0 {
-		return nil, fmt.Errorf("the workload identity secret %s has no %s yet", e.SecretRef, dataKeyToken)
+		return nil, fmt.Errorf("the workload identity secret %s has no %s yet", ref, dataKeyToken)
 	}
 	return secret, err
 }

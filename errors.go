@@ -161,6 +161,7 @@ func networkCause(err error) (errorCode, string) {
 		down        *endpointDownError
 		throttled   *throttledError
 		answer      *answerError
+		refused     *observeError
 	)
 	host := "the store" // without the address that it resolved to
 	if errors.As(err, &request) {
@@ -169,6 +170,8 @@ func networkCause(err error) (errorCode, string) {
 		}
 	}
 	switch {
+	case errors.As(err, &refused):
+		return codeConfigurationProblem, refused.Error()
 	case errors.As(err, &down):
 		return codeRetryableDependencies, down.Error()
 	case errors.As(err, &throttled):

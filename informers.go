@@ -38,6 +38,8 @@ const (
 	resourceChecks = "checks"
 	// resourceProbes names the queue of BackupBuckets whose lock is attacked.
 	resourceProbes = "probes"
+	// resourceEvidence names the queue of BackupBuckets whose evidence is to be written.
+	resourceEvidence = "evidence"
 	// resourceCertificates names the queue of the webhook's certificates, resourceReviews
 	// its reviews.
 	resourceCertificates = "certificates"

@@ -55,7 +55,7 @@ func (d *daemon) lead(ctx context.Context) error {
 		return fmt.Errorf("finding an identity for the lease: %w", err)
 	}
 	lock := &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: d.config.namespace, Name: programName},
+		LeaseMeta:  metav1.ObjectMeta{Namespace: d.config.namespace, Name: d.config.leaseName()},
 		Client:     d.leases.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: hostname + "_" + string(uuid.NewUUID())},
 	}
@@ -66,7 +66,7 @@ func (d *daemon) lead(ctx context.Context) error {
 	takes := &hearingLock{Interface: lock, hear: func(asked context.Context) error { return d.hear(ctx, asked) }}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:          takes,
-		Name:          programName,
+		Name:          d.config.leaseName(),
 		LeaseDuration: leaseDuration,
 		RenewDeadline: renewDeadline,
 		RetryPeriod:   retryPeriod,

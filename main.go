@@ -25,6 +25,7 @@ import (
 	// CA certificates for the image, which is made from scratch. Where the system has any
 	// (SSL_CERT_FILE and SSL_CERT_DIR included), these are not used.
 	_ "golang.org/x/crypto/x509roots/fallback"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -53,11 +54,16 @@ type config struct {
 	deepCheck                    bool
 	extendRetention              bool
 	probe                        bool
+	evidence                     bool
+	evidenceKey                  string
+	evidenceDirectory            string
 	metricsAddress               string
 	healthAddress                string
 	namespace                    string
 	azureCloudConfig             string
 	controllers                  bool
+	observe                      bool
+	observeCredentials           string
 	webhookAddress               string
 	webhookConfiguration         string
 	mutatingWebhookConfiguration string
@@ -87,11 +93,20 @@ func (c *config) register(fs *flag.FlagSet) {
 		"retained as long as they should be, where each object has one of its own (S3)")
 	fs.BoolVar(&c.probe, "probe", false, "attack the lock of each bucket once a day, with an object that is made for that; docs/probe.md "+
 		"says what security monitoring will see")
+	fs.BoolVar(&c.evidence, "evidence", false, "sign a statement about each bucket once a day and on every change, and keep it in the bucket")
+	fs.StringVar(&c.evidenceKey, "evidence-key", "", "`file` with the Ed25519 private keys that sign evidence, in PEM, the newest first; "+
+		"default: those in the Secret bucketwarden-evidence of --namespace, which is made if it is not there")
+	fs.StringVar(&c.evidenceDirectory, "evidence-directory", "", "`directory` for the evidence with --observe, since nothing is written to "+
+		"buckets then: one directory in it for each bucket")
 	fs.StringVar(&c.metricsAddress, "metrics-address", ":8080", "`address` of /metrics")
 	fs.StringVar(&c.healthAddress, "health-address", ":8081", "`address` of /livez and /readyz")
 	fs.BoolVar(&c.profiling, "profiling", false, "serve /debug/pprof/ on --health-address")
 	fs.BoolVar(&c.controllers, "controllers", true, "work on BackupBuckets and BackupEntries; false: admission only, as "+
 		"in the garden cluster")
+	fs.BoolVar(&c.observe, "observe", false, "only look at BackupBuckets and BackupEntries that another controller owns, such as "+
+		"a provider extension, and at their buckets: nothing is written but events and a lease, and there is no admission")
+	fs.StringVar(&c.observeCredentials, "observe-credentials", "", "`NAMESPACE/NAME` of a secret with credentials to read, used with "+
+		"--observe instead of those that BackupBuckets and, but on Azure, BackupEntries name")
 	fs.StringVar(&c.webhookAddress, "webhook-address", ":10250", "`address` of the admission webhook; empty switches admission off")
 	fs.StringVar(&c.webhookConfiguration, "webhook-configuration", programName,
 		"`name` of the ValidatingWebhookConfiguration that says under which names the webhook is called, and whose caBundle is kept")
@@ -102,8 +117,8 @@ func (c *config) register(fs *flag.FlagSet) {
 		"again when they change; default: a self-managed certificate in a Secret of --namespace")
 	fs.DurationVar(&c.webhookCertLifetime, "webhook-cert-lifetime", 90*24*time.Hour, "how long a self-managed certificate "+
 		"is valid; it is renewed after two thirds")
-	fs.BoolVar(&c.leaderElect, "leader-elect", false, "work only while holding the Lease bucketwarden in --namespace, so "+
-		"that several replicas can run; each of them serves admission")
+	fs.BoolVar(&c.leaderElect, "leader-elect", false, "work only while holding the Lease bucketwarden (with --observe "+
+		"bucketwarden-observer) in --namespace, so that several replicas can run; each of them serves admission")
 	fs.StringVar(&c.loggingFormat, "logging-format", loggingText, "`format` of the log: text or json")
 	fs.BoolVar(&c.version, "version", false, "print the version and exit")
 	fs.IntVar(&c.verbosity, "v", 0, "log `verbosity`: 0 what an operator should see, 2 each decision, 4 to 7 for debugging")
@@ -137,6 +152,16 @@ func (c *config) complete() error {
 	switch {
 	case c.loggingFormat != loggingText && c.loggingFormat != loggingJSON:
 		return fmt.Errorf("--logging-format is %q, must be %s or %s", c.loggingFormat, loggingText, loggingJSON)
+	case c.observeCredentials != "" && !c.observe:
+		return errors.New("--observe-credentials needs --observe")
+	case c.observeCredentials != "" && c.ownCredentials() == types.NamespacedName{}:
+		return fmt.Errorf("--observe-credentials is %q, must be NAMESPACE/NAME of a secret", c.observeCredentials)
+	case c.observe && !c.controllers:
+		return errors.New("--observe and --controllers=false leave nothing to do")
+	case c.observe && c.webhookAddress != "":
+		return errors.New("--observe and --webhook-address exclude each other: who owns the BackupBuckets decides what is admitted")
+	case c.observe && c.ignoreOperationAnnotation:
+		return errors.New("--observe and --ignore-operation-annotation exclude each other: nothing is reconciled")
 	case !c.controllers && c.webhookAddress == "":
 		return errors.New("--controllers=false and --webhook-address= leave nothing to do")
 	case c.webhookCertLifetime < minWebhookCertLifetime:
@@ -144,6 +169,18 @@ func (c *config) complete() error {
 	case c.namespace == "" && c.webhookAddress != "" && c.webhookCertDir == "":
 		return errors.New("the admission webhook keeps its certificate in a namespace: give --namespace, or " +
 			"--webhook-cert-dir, or switch admission off with --webhook-address=")
+	case c.evidenceKey != "" && !c.evidence:
+		return errors.New("--evidence-key goes with --evidence")
+	case c.evidenceDirectory != "" && (!c.evidence || !c.observe):
+		return errors.New("--evidence-directory goes with --observe and --evidence: else evidence lies in the buckets")
+	case c.observe && c.evidence && (c.evidenceDirectory == "" || c.evidenceKey == ""):
+		return errors.New("--observe with --evidence needs --evidence-directory and --evidence-key: nothing is written to buckets and no " +
+			"Secret is made")
+	case c.observe && c.probe && c.observeCredentials != "":
+		return errors.New("--probe and --observe-credentials exclude each other: the lock is tried with the credentials that " +
+			"BackupBuckets and BackupEntries name")
+	case c.namespace == "" && c.evidence && c.evidenceKey == "":
+		return errors.New("--evidence keeps its key in a namespace: give --namespace, or --evidence-key")
 	case c.namespace == "" && c.leaderElect && c.controllers:
 		return errors.New("--leader-elect keeps its lease in a namespace: give --namespace")
 	}
@@ -188,10 +225,30 @@ func (c *config) classes() []string {
 
 // role is what this instance is for, as a metric label.
 func (c *config) role() string {
-	if c.controllers {
+	switch {
+	case c.observe:
+		return "observer"
+	case c.controllers:
 		return "controllers"
 	}
 	return "admission"
+}
+
+// ownCredentials is the secret of --observe-credentials; empty if there is none.
+func (c *config) ownCredentials() types.NamespacedName {
+	namespace, name, ok := strings.Cut(c.observeCredentials, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return types.NamespacedName{}
+	}
+	return types.NamespacedName{Namespace: namespace, Name: name}
+}
+
+// leaseName is that of the lease of --leader-elect.
+func (c *config) leaseName() string {
+	if c.observe {
+		return observerLease
+	}
+	return programName
 }
 
 // scope says which objects and events are this instance's business; providers are all stores by name.
@@ -248,6 +305,12 @@ func main() {
 	}
 }
 
+// isSet says that a flag was given.
+func isSet(fs *flag.FlagSet, name string) (set bool) {
+	fs.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
+
 func parseFlags(args []string, output io.Writer) (*config, error) {
 	c := &config{}
 	fs := flag.NewFlagSet(programName, flag.ContinueOnError)
@@ -267,6 +330,9 @@ func parseFlags(args []string, output io.Writer) (*config, error) {
 	}
 	if c.version {
 		return c, nil
+	}
+	if c.observe && !isSet(fs, "webhook-address") {
+		c.webhookAddress = ""
 	}
 	if err := c.complete(); err != nil {
 		return nil, err

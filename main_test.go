@@ -23,7 +23,7 @@ func TestFlagDefaults(t *testing.T) {
 	}
 	want := config{
 		types: typeFlag{"aws": storeS3, "s3": storeS3, "S3": storeS3, "azure": storeAzure}, class: "shoot", concurrentSyncs: 5,
-		metricsAddress: ":8080", healthAddress: ":8081", namespace: "own", controllers: true,
+		metricsAddress: ":8080", healthAddress: ":8081", namespace: "own", controllers: true, extendRetention: true,
 		webhookAddress: ":10250", webhookConfiguration: "bucketwarden", webhookCertLifetime: 90 * 24 * time.Hour, loggingFormat: "text",
 	}
 	if !maps.Equal(c.types, want.types) {
@@ -56,6 +56,7 @@ func TestFlagMistakes(t *testing.T) {
 		{"--concurrent-syncs=-1", "--concurrent-syncs is -1, must be at least 1"},
 		{"--concurrent-syncs=many", "invalid value"},
 		{"-v=8", "-v is 8, must be 0 to 7"},
+		{"--evidence-key=k", "--evidence-key goes with --evidence"},
 		{"--verify-interval=999ms", "--verify-interval is 999ms, must be at least 1s"},
 		{"--verify-interval=-1m", "--verify-interval is -1m0s, must be at least 1s"},
 		{"--verify-interval=1", "invalid value"},
@@ -88,8 +89,8 @@ func TestHelp(t *testing.T) {
 	if err := run(t.Context(), []string{"--help"}, &output); !errors.Is(err, flag.ErrHelp) {
 		t.Fatalf("got %v", err)
 	}
-	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "controllers", "deep-check", "extend-retention", "health-address", "ignore-operation-annotation", "kubeconfig", "leader-elect", "logging-format", "metrics-address",
-		"mutating-webhook-configuration", "namespace", "probe", "profiling", "type", "v", "verify-interval", "version", "webhook-address", "webhook-cert-dir", "webhook-cert-lifetime", "webhook-configuration"}
+	want := []string{"azure-cloud-config", "class", "concurrent-syncs", "controllers", "deep-check", "evidence", "evidence-directory", "evidence-key", "extend-retention", "health-address", "ignore-operation-annotation", "kubeconfig", "leader-elect", "logging-format", "metrics-address",
+		"mutating-webhook-configuration", "namespace", "observe", "observe-credentials", "probe", "profiling", "type", "v", "verify-interval", "version", "webhook-address", "webhook-cert-dir", "webhook-cert-lifetime", "webhook-configuration"}
 	var got []string
 	for _, match := range regexp.MustCompile(`(?m)^  -(\S+).*\n    \t[A-Za-z/]`).FindAllStringSubmatch(output.String(), -1) {
 		got = append(got, match[1])

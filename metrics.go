@@ -84,6 +84,9 @@ type metrics struct {
 	bucketUnprotected                                            *prometheus.GaugeVec
 	bucketExtended, bucketExtensionFailures                      *prometheus.CounterVec
 	bucketProbed, bucketProbeAttacks                             *prometheus.GaugeVec
+	bucketEvidence                                               *prometheus.GaugeVec
+	// bucketNotServed is for --observe.
+	bucketNotServed *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -124,8 +127,12 @@ func newMetrics() *metrics {
 		"else 0: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
 	m.bucketExpectedRetention = gauge("bucketwarden_backupbucket_expected_retention_seconds", "Retention that the bucket should have "+
 		"in seconds: the stronger of what spec.providerConfig asks for and what status.providerStatus records.", "bucket")
+	m.bucketEvidence = gauge("bucketwarden_backupbucket_evidence_timestamp_seconds", "With --evidence: Unix time at which the newest "+
+		"statement about the bucket was signed and stored; 0 until that is known.", "bucket")
 	m.bucketForeign = told(factState, "bucketwarden_backupbucket_foreign_policy", "1 if the bucket's policy is stronger than it "+
 		"should be and was not set by us, else 0; missing while that is not known.")
+	m.bucketNotServed = gauge("bucketwarden_backupbucket_not_served", "1 for a BackupBucket that is not looked at, since no store is known "+
+		"for its spec.type; only with --observe.", "bucket")
 	m.bucketDrift = counter("bucketwarden_backupbucket_policy_drift_total", "Times the cloud's policy was seen changed behind our "+
 		"back, or the bucket gone, repaired or not.", "bucket")
 	m.bucketRepairs = counter("bucketwarden_backupbucket_policy_repairs_total", "Times such a change was undone: the policy "+
@@ -221,7 +228,7 @@ func newMetrics() *metrics {
 	m.registry.MustRegister(m.facts, m.entries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	for _, resource := range []string{resourceBackupBuckets, resourceBackupEntries, resourceSweeps, resourceStaleness, resourceChecks,
-		resourceProbes, resourceCertificates} {
+		resourceProbes, resourceEvidence, resourceCertificates} {
 		m.panics.WithLabelValues(resource)
 		m.failingObjects.WithLabelValues(resource)
 		for _, outcome := range []string{outcomeSuccess, outcomeAgain, outcomeError, outcomePanic} {
@@ -269,7 +276,7 @@ func (m *metrics) forgetBucket(bucket string) {
 		m.bucketNextSweep, m.bucketStrangers, m.bucketExtensions, m.bucketHardened, m.bucketHardeningGaps,
 		m.bucketKeyCreated, m.bucketKeyAgeKnown, m.bucketKeyRotations, m.purgeFailures, m.refusals,
 		m.bucketExpectedLocked, m.bucketExpectedRetention, m.bucketForeign, m.bucketRepairs, m.bucketUnprotected, m.bucketExtended,
-		m.bucketExtensionFailures, m.bucketProbed, m.bucketProbeAttacks} {
+		m.bucketExtensionFailures, m.bucketProbed, m.bucketProbeAttacks, m.bucketNotServed, m.bucketEvidence} {
 		v.DeletePartialMatch(labels)
 	}
 	m.facts.forget(bucket)
@@ -298,6 +305,13 @@ func (m *metrics) forgetProbe(bucket string) {
 	m.bucketProbeAttacks.DeletePartialMatch(prometheus.Labels{"bucket": bucket})
 }
 
+// showEvidence shows when the newest statement about a bucket was stored, zero if that is not known by who asks.
+func (m *metrics) showEvidence(bucket string, at time.Time) {
+	if gauge := m.bucketEvidence.WithLabelValues(bucket); !at.IsZero() {
+		gauge.Set(float64(at.Unix()))
+	}
+}
+
 // showHardening shows the status of the condition BucketHardened, empty if there is none, and the number of gaps, zero if that is
 // not known.
 func (m *metrics) showHardening(bucket, status string, gaps int) {
@@ -319,9 +333,7 @@ func (m *metrics) showHardening(bucket, status string, gaps int) {
 // initBucket makes every series of a BackupBucket's counters exist, so that their
 // first increase is seen by rate() and increase().
 func (m *metrics) initBucket(b *backupBucket) {
-	m.bucketInfo.DeletePartialMatch(prometheus.Labels{"bucket": b.Name})
-	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
-	m.bucketDrift.WithLabelValues(b.Name)
+	m.initObserved(b)
 	m.bucketRepairs.WithLabelValues(b.Name)
 	m.bucketLocks.WithLabelValues(b.Name)
 	m.purgeFailures.WithLabelValues(b.Name)
@@ -332,6 +344,14 @@ func (m *metrics) initBucket(b *backupBucket) {
 	for _, reason := range refusalReasons {
 		m.refusals.WithLabelValues(b.Name, reason)
 	}
+}
+
+// initObserved is initBucket for a bucket that is only looked at. It has no counters of what only its owner does: an alert that
+// a repair fails needs them.
+func (m *metrics) initObserved(b *backupBucket) {
+	m.bucketInfo.DeletePartialMatch(prometheus.Labels{"bucket": b.Name})
+	m.bucketInfo.WithLabelValues(b.Name, b.Type, b.Region).Set(1)
+	m.bucketDrift.WithLabelValues(b.Name)
 }
 
 func setPolicyGauges(locked, retention *prometheus.GaugeVec, bucket string, p Policy) {

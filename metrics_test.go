@@ -22,9 +22,11 @@ func metricsTestFull() *metrics {
 	setPolicyGauges(m.bucketDesiredLocked, m.bucketDesiredRetention, "", Policy{})
 	setPolicyGauges(m.bucketExpectedLocked, m.bucketExpectedRetention, "", Policy{})
 	m.bucketForeign.WithLabelValues("")
+	m.bucketNotServed.WithLabelValues("")
 	m.bucketLastVerified.WithLabelValues("")
 	m.setTombstones("", 1, 1, 1, time.Unix(1, 0))
 	m.bucketStrangers.WithLabelValues("").Set(1)
+	m.showEvidence("", time.Unix(1, 0))
 	m.bucketExtensions.WithLabelValues("")
 	m.showHardening("", "True", 0)
 	m.bucketUnprotected.WithLabelValues("")
@@ -241,10 +243,16 @@ func TestInitBucket(t *testing.T) {
 		"backupbucket_policy_repairs_total,bucket=a":     0,
 		"backupbucket_policy_locks_total,bucket=a":       0,
 		"purge_failures_total,bucket=a":                  0,
-		"policy_refusals_total,bucket=a,reason=disable":  0,
-		"policy_refusals_total,bucket=a,reason=unlock":   0,
-		"policy_refusals_total,bucket=a,reason=shorten":  0,
-		"policy_refusals_total,bucket=a,reason=extend":   0,
+
+		"backupbucket_extension_failures_total,bucket=a":                  0,
+		"backupbucket_extended_versions_total,bucket=a,reason=chain":      0,
+		"backupbucket_extended_versions_total,bucket=a,reason=gap":        0,
+		"backupbucket_extended_versions_total,bucket=a,reason=governance": 0,
+		"backupbucket_extended_versions_total,bucket=a,reason=growth":     0,
+		"policy_refusals_total,bucket=a,reason=disable":                   0,
+		"policy_refusals_total,bucket=a,reason=unlock":                    0,
+		"policy_refusals_total,bucket=a,reason=shorten":                   0,
+		"policy_refusals_total,bucket=a,reason=extend":                    0,
 	}
 	if got := metricsTestOf(t, m, "bucket", "a"); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -283,7 +291,7 @@ func TestForgetBucket(t *testing.T) {
 		m.showProbe(name, metricsTestProbe)
 	}
 	others := metricsTestOf(t, m, "bucket", "b")
-	if len(others) != 32 {
+	if len(others) != 37 {
 		t.Fatalf("got %v", others)
 	}
 	m.forgetBucket("a")

@@ -5,7 +5,8 @@
 //     restarts attack nothing. A queue and places of its own, behind all other work.
 //   - With the credentials of the bucket and with those of its BackupEntries, which a stolen cluster has. If they are the same, one
 //     round counts for both; else they take turns, and so do the entries.
-//   - What was found is a metric, a condition, and in memory for evidence. It goes with the bucket.
+//   - What was found is a metric, a condition, and in memory for evidence. It goes with the bucket. With --observe there is no
+//     condition.
 
 package main
 
@@ -126,6 +127,17 @@ type prober struct {
 	queue   *controller
 	entries *entryChecker
 	probes  *probes
+	// observed tells the policy of a bucket that is only observed; nil if it is ours. Nothing is written to its object then.
+	observed observedEntries
+}
+
+// record is what is known of a bucket.
+func (p *prober) record(b *backupBucket) record {
+	known := readRecord(b.ProviderStatus)
+	if p.observed != nil {
+		known.Policy, _ = p.observed.policies(b.Name)
+	}
+	return known
 }
 
 // gone forgets a bucket that is not ours any more.
@@ -186,11 +198,11 @@ func (p *prober) probe(ctx context.Context, b *backupBucket, known *canaries, no
 	if secret == nil {
 		return nil, errors.New("there is no generated secret yet")
 	}
-	keeper, err := p.openCanaries(ctx, &b.object, b.Name, readRecord(b.ProviderStatus), secret)
+	keeper, err := p.openCanaries(ctx, &b.object, b.Name, p.record(b), secret)
 	if err != nil || keeper == nil {
 		return nil, err
 	}
-	round := &probeRound{keeper: keeper, attacker: keeper, policy: readRecord(b.ProviderStatus).Policy, canaries: known}
+	round := &probeRound{keeper: keeper, attacker: keeper, policy: p.record(b).Policy, canaries: known}
 	credentials := []string{probeWithBucket}
 	day := now.UnixNano() / int64(probeInterval)
 	if e, of := p.chooseEntry(ctx, b.Name, day/2); e != nil {
@@ -199,7 +211,7 @@ func (p *prober) probe(ctx context.Context, b *backupBucket, known *canaries, no
 			credentials = append(credentials, probeWithEntry)
 		case day%2 == 1:
 			credentials = []string{probeWithEntry}
-			if round.attacker, err = p.openCanaries(ctx, &e.object, b.Name, e.record(), of); err != nil {
+			if round.attacker, err = p.openCanaries(ctx, &e.object, b.Name, p.entries.record(e), of); err != nil {
 				return nil, err
 			}
 		}
@@ -257,12 +269,16 @@ func (p *prober) tell(ctx context.Context, b *backupBucket) {
 	last := p.probes.last(b.Name)
 	for _, result := range last {
 		p.metrics.showProbe(b.Name, result)
+		p.evidence.probed(b.Name, result.credentials, result.stated())
 	}
 	c := provenCondition(last)
 	klog.FromContext(ctx).Info("Probed the lock of the bucket", "proven", c.Status, "outcome", c.Message)
 	desired, old := p.scope.readBucket(b)
 	if c.Reason == reasonProbeSucceeded && stronger(desired.Policy, old.Policy).Locked {
 		p.warn(b, "ProbeSucceeded", "Probe", "The lock of bucket %s does not hold: %s", b.Name, c.Message)
+	}
+	if p.observed != nil {
+		return
 	}
 	if err := p.writeCondition(ctx, b, c); err != nil {
 		klog.FromContext(ctx).Error(err, "Could not write what the probe has found")

@@ -143,6 +143,30 @@ func TestProberDay(t *testing.T) {
 }
 
 // Other credentials of entries take turns with those of the bucket. What they may not do proves nothing, and takes no proof away.
+// Of a bucket of others nothing is written to the API server, and what it was seen to have counts.
+func TestProberObserves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newProbeHarness(t, locked4d)
+		h.prober.observed = fixedPolicies{live: locked4d, expected: locked4d}
+		h.prober.entries.observed = h.prober.observed
+		h.put(bucketsGVR, testObject(kindBackupBucket, "b", "bucket-b", withFinalizers(finalizerBackupBucket),
+			withLast(operationTypeReconcile, stateSucceeded, "done"), withPolicy(locked4d)))
+		h.putSecret("garden", "bucket-b", map[string][]byte{memoryKey: []byte(h.server.key)})
+		h.next()
+		if _, err := h.probe(); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range h.trace {
+			if !strings.HasPrefix(line, "get ") && !strings.HasPrefix(line, "store ") {
+				t.Errorf("it did %s", line)
+			}
+		}
+		if last := h.prober.probes.last("b"); len(last) != 1 || !last[0].proven() {
+			t.Errorf("found %+v", last)
+		}
+	})
+}
+
 func TestProberTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newProbeHarness(t, locked4d)
@@ -230,8 +254,9 @@ func TestProberFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newProbeHarness(t, locked4d)
 		h.putBucket(false, withPolicy(locked4d))
-		wait, err := h.probe()
+		wait, _ := h.probe()
 		time.Sleep(wait)
+		var err error
 		if wait, err = h.probe(); wait != probeRetry || err != nil || h.server.requests["b"] > 0 {
 			t.Errorf("not ready: %s, %v, %d requests", wait, err, h.server.requests["b"])
 		}

@@ -212,6 +212,11 @@ func (r *reconciler) openContents(ctx context.Context, b *backupBucket, class pa
 	if err != nil || secret == nil {
 		return nil, err
 	}
+	return r.openContentsWith(ctx, b, secret, class)
+}
+
+// openContentsWith is openContents with a secret.
+func (r *reconciler) openContentsWith(ctx context.Context, b *backupBucket, secret *corev1.Secret, class passClass) (Objects, error) {
 	objects, err := r.openObjects(&b.object, b.Name, readRecord(b.ProviderStatus), secret)
 	if err == nil {
 		// The sweeps have a controller, and places, of their own.

@@ -270,8 +270,9 @@ type bucketSummary struct {
 	eligible, unprotected int64
 	entries               int
 	// unlooked are entries that were not looked at yet, behind those that were not since the last round began.
-	unlooked, behind, more int
-	trouble                retentionTrouble
+	// stale are those of which the last look is too long ago to count.
+	unlooked, behind, more, stale int
+	trouble                       retentionTrouble
 }
 
 // summary reads what is known of the entries of a bucket.
@@ -280,6 +281,9 @@ func (k *retentionKeeper) summary(bucket string, policy Policy, round uint64) (s
 		state := k.states.get(e).retained
 		if sum.entries++; !state.looked || state.policy != policy {
 			sum.unlooked++
+		}
+		if time.Since(state.at) > checkStale {
+			sum.stale++
 		}
 		if state.round < round {
 			sum.behind++
@@ -324,18 +328,21 @@ func (s *bucketRetention) inRound() bool { return s.round > s.settled }
 
 // showSummary shows the metric of a bucket. The caller has the lock.
 func (k *retentionKeeper) showSummary(bucket string, s *bucketRetention, sum bucketSummary) {
-	value, known := sum.unprotected, sum.unlooked+sum.more == 0 && !(s.inRound() && sum.behind > 0)
+	value, known := sum.unprotected, sum.unlooked+sum.more+sum.stale == 0 && !(s.inRound() && sum.behind > 0)
 	switch {
 	case s.covers && s.good:
 		value, known = 0, true
 	case s.covers:
-		value, known = sum.eligible, sum.unlooked == 0
+		value, known = sum.eligible, sum.unlooked+sum.stale == 0
 	}
 	if s.policy.None() || !known && value == 0 {
 		k.metrics.bucketUnprotected.DeleteLabelValues(bucket)
+		k.evidence.countUnprotected(bucket, nil)
 		return
 	}
 	k.metrics.bucketUnprotected.WithLabelValues(bucket).Set(float64(value))
+	count := int64(value)
+	k.evidence.countUnprotected(bucket, &count)
 }
 
 // changed shows what a look has changed, tells of a round that has ended, and has the bucket's status written if that says
@@ -445,6 +452,9 @@ func (s *bucketRetention) condition(b *backupBucket, sum bucketSummary) (c condi
 	case s.inRound() && sum.behind > 0:
 		c.Status, c.Reason = "Unknown", "Pending"
 		c.Message = "Backups may not be retained as long as they should be, since the bucket's policy was changed. They are being looked at."
+	case sum.stale > 0:
+		c.Status, c.Reason = "Unknown", "NotChecked"
+		c.Message = "The backups of some BackupEntries could not be looked at for three hours."
 	case sum.unlooked > 0 || sum.more > 0:
 		return c, false
 	default:

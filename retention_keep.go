@@ -65,8 +65,9 @@ func newRetentionKeeper(buckets *bucketReconciler, checks *controller, states *e
 type retainedState struct {
 	// policy is what it is about, none if nothing has to be retained.
 	policy Policy
-	// looked: a look has come to an end.
+	// looked: a look has come to an end. at is when there was the last one.
 	looked bool
+	at     time.Time
 	// through: what was stored until then, by the store's clock, is retained for the period.
 	through time.Time
 	// round is that of the bucket that was done last.
@@ -240,6 +241,7 @@ func (p *retentionPlan) complete() bool { return p.done == len(p.steps) }
 // state is what is known of an entry by now; ended says that the plan will not go on.
 func (p *retentionPlan) state(before retainedState, ended bool) retainedState {
 	s := retainedState{policy: p.policy, looked: before.looked && before.policy == p.policy || ended, round: before.round, told: before.told,
+		at:       time.Now(),
 		eligible: p.eligible, unprotected: p.unprotected, trouble: p.trouble}
 	if before.policy == p.policy {
 		s.through = before.through

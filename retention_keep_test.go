@@ -230,7 +230,7 @@ func (h *keepHarness) wantQueued(buckets bool, entries ...string) {
 	}
 }
 
-func reasonsOf(events []harnessEvent) (reasons []string) {
+func eventReasons(events []harnessEvent) (reasons []string) {
 	for _, e := range events {
 		reasons = append(reasons, e.reason)
 	}
@@ -249,6 +249,29 @@ func keepTest(t *testing.T, days int32, f func(t *testing.T, h *keepHarness)) {
 const keepEntry = "shoot--a--b--1"
 
 func daysFrom(n int, t time.Time) time.Time { return t.AddDate(0, 0, n) }
+
+// That nothing is unprotected is not known any more once the backups could not be looked at for long, though the bucket is verified.
+func TestKeepUnlooked(t *testing.T) {
+	keepTest(t, 4, func(t *testing.T, h *keepHarness) {
+		h.add(keepEntry)
+		h.write(keepEntry, true)
+		h.verify()
+		h.look(keepEntry)
+		h.verify()
+		h.wantUnprotected(0)
+		time.Sleep(checkStale)
+		h.verify()
+		h.wantUnprotected(0)
+		time.Sleep(time.Minute)
+		h.verify()
+		if h.has("bucketwarden_backupbucket_unprotected_versions", keepBucketName) {
+			t.Error("without a look for hours it is shown that nothing is unprotected")
+		}
+		h.wantCondition("Unknown", "NotChecked")
+		h.look(keepEntry)
+		h.wantUnprotected(0)
+	})
+}
 
 // What was written while the default retention was gone gets what it should have had, right after the repair, one request each.
 func TestKeepAfterGap(t *testing.T) {
@@ -474,7 +497,7 @@ func TestKeepGovernance(t *testing.T) {
 					if message := h.wantCondition("False", retainedGovernance); !strings.Contains(message, "GOVERNANCE") {
 						t.Errorf("the condition says: %s", message)
 					}
-					if got := reasonsOf(events); !slices.Equal(got, []string{"VersionsNotExtended"}) {
+					if got := eventReasons(events); !slices.Equal(got, []string{"VersionsNotExtended"}) {
 						t.Errorf("events %q", got)
 					}
 					h.wantUnprotected(1)
@@ -634,7 +657,7 @@ func TestKeepWithoutPermission(t *testing.T) {
 		events := h.look(keepEntry)
 		h.wantAsked(map[string]int{"ExtendVersion": maxRefusals, "GetVersion": maxRefusals})
 		h.wantUnprotected(20)
-		if got := reasonsOf(events); !slices.Equal(got, []string{"VersionsNotExtended"}) {
+		if got := eventReasons(events); !slices.Equal(got, []string{"VersionsNotExtended"}) {
 			t.Errorf("events %q", got)
 		}
 		h.wantQueued(true, keepEntry)

@@ -1,6 +1,6 @@
 // The seam between the daemon and object stores: what a store must do (provider, versions, Store, Objects), and what it may
 // be able to do, in small interfaces that are asked for with a type assertion, never by the kind of store (accountProvider,
-// accountStore, extensionLimit, uploader, leaser, reader, tagger, tagLister, hider, lockReader, extender, attacker,
+// accountStore, extensionLimit, uploader, leaser, reader, writer, tagger, tagLister, hider, lockReader, extender, attacker,
 // attackControl). The rules of each method are here; an implementation has only what differs.
 
 package main
@@ -68,6 +68,12 @@ const (
 	excludeTag   = "x-etcd-snapshot-exclude"
 	excludeValue = "true"
 )
+
+// writer is an Objects that writes more than empty objects.
+type writer interface {
+	// write writes a small object under a key that nobody uses: one request.
+	write(ctx context.Context, key string, content []byte) error
+}
 
 // tagger is a versions whose objects carry tags.
 type tagger interface {
@@ -310,6 +316,19 @@ type BucketState struct {
 	Appends bool
 	// Years says that the policy is written in years (365 days each), where etcd-backup-restore reads days only.
 	Years bool
+	// History is the store's own list of changes of the policy, the oldest first; nil if it has none to tell.
+	History *policyHistory
+}
+
+// policyHistory are the last changes of a policy, as the store remembers them.
+type policyHistory struct{ updates []policyUpdate }
+
+// policyUpdate is one of them: what was done, which period it has had since, when, and who has done it, as far as the store tells.
+type policyUpdate struct {
+	Update               string
+	Days                 int32
+	Time                 time.Time
+	Object, Tenant, User string
 }
 
 var (

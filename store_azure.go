@@ -79,6 +79,7 @@ type azureContainer struct {
 	appendWrites, appendWritesAll *bool
 	extensions                    int32
 	legalHold, public             bool
+	history                       *policyHistory
 	// versionLevel says that the policy is only a default, which each blob may have or not, and by what, as the subject of a
 	// sentence; empty if it is not so: learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies.
 	versionLevel string
@@ -149,7 +150,7 @@ func (b *azureBucket) read(ctx context.Context) (*azureContainer, error) {
 // readPolicy reads the policy of a container. One that is missing may be there with the
 // state Deleted, or without days.
 func (b *azureBucket) readPolicy(c *azureContainer, p *armstorage.ImmutabilityPolicyProperties) error {
-	c.extensions = azureMaxExtensions
+	c.extensions, c.history = azureMaxExtensions, readAzureHistory(p)
 	if p == nil || p.Properties == nil || deref(p.Properties.ImmutabilityPeriodSinceCreationInDays) <= 0 {
 		return nil
 	}
@@ -176,6 +177,24 @@ func (b *azureBucket) readPolicy(c *azureContainer, p *armstorage.ImmutabilityPo
 	c.policy, c.etag = policy, *p.Etag
 	c.appendWrites, c.appendWritesAll = p.Properties.AllowProtectedAppendWrites, p.Properties.AllowProtectedAppendWritesAll
 	return nil
+}
+
+// azureMaxHistory bounds the changes of a policy that are remembered: an unlocked one can be changed any number of times.
+const azureMaxHistory = 50
+
+// readAzureHistory reads who changed a policy, and when.
+func readAzureHistory(p *armstorage.ImmutabilityPolicyProperties) *policyHistory {
+	if p == nil || len(p.UpdateHistory) == 0 {
+		return nil
+	}
+	h := &policyHistory{}
+	for _, u := range p.UpdateHistory[max(0, len(p.UpdateHistory)-azureMaxHistory):] {
+		if u != nil {
+			h.updates = append(h.updates, policyUpdate{Update: string(deref(u.Update)), Days: deref(u.ImmutabilityPeriodSinceCreationInDays),
+				Time: deref(u.Timestamp).UTC(), Object: deref(u.ObjectIdentifier), Tenant: deref(u.TenantID), User: deref(u.Upn)})
+		}
+	}
+	return h
 }
 
 func deref[T any](p *T) (v T) {
@@ -214,7 +233,7 @@ func (b *azureBucket) Observe(ctx context.Context) (BucketState, error) {
 	}
 	all, byDefault := c.effective()
 	return BucketState{Exists: true, Policy: all, Default: byDefault, Extensions: &c.extensions,
-		Appends: !all.None() && c.appends()}, nil
+		Appends: !all.None() && c.appends(), History: c.history}, nil
 }
 
 // Create implements Store. What exists is adopted as it is. A container can get a policy at

@@ -268,6 +268,7 @@ func (c *azureClients) newClient(cloud *azureCloud, config *azureConfig) (*azure
 	options := c.options()
 	options.Cloud = cloud.config
 	tokens := options
+	tokens.Transport = c.httpClient(c.transport.logins())
 	tokens.PerRetryPolicies = append(slices.Clone(options.PerRetryPolicies), azurePolicy(recordAzureToken))
 	var inner azcore.TokenCredential
 	var err error
@@ -319,14 +320,15 @@ func (c *azureClients) options() policy.ClientOptions {
 	return policy.ClientOptions{
 		Retry: policy.RetryOptions{MaxRetries: azureMaxRetries, RetryDelay: c.retryDelay, MaxRetryDelay: maxWait,
 			TryTimeout: azureTryTimeout},
-		Telemetry: policy.TelemetryOptions{ApplicationID: azureUserAgent},
-		Transport: &http.Client{
-			Transport: c.transport,
-			// A token belongs to one host.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		Telemetry:        policy.TelemetryOptions{ApplicationID: azureUserAgent},
+		Transport:        c.httpClient(c.transport),
 		PerRetryPolicies: []policy.Policy{azurePolicy(c.observe)},
 	}
+}
+
+func (c *azureClients) httpClient(transport *storeTransport) *http.Client {
+	// A token belongs to one host.
+	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // blobs returns a client for the container of a bucket.
@@ -486,7 +488,9 @@ func newAzureProvider(c *config, m *metrics) (provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--azure-cloud-config: %w", err)
 	}
-	return newAzureClients(m, clouds), nil
+	clients := newAzureClients(m, clouds)
+	clients.transport.refuse = c.refusesOfStores()
+	return clients, nil
 }
 
 func (c *azureClients) name() string { return storeAzure }

@@ -19,6 +19,7 @@ import (
 
 var _ interface {
 	reader
+	writer
 	tagger
 	tagLister
 } = &azureEntry{}

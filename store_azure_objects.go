@@ -306,9 +306,12 @@ func (e *azureEntry) traits() traits { return e.clients.traits(e.cloud) }
 func (*azureEntry) until(context.Context, version) (time.Time, error) { return time.Time{}, nil }
 
 // Put implements Objects.
-func (e *azureEntry) Put(ctx context.Context, key string) error {
+func (e *azureEntry) Put(ctx context.Context, key string) error { return e.write(ctx, key, nil) }
+
+// write implements writer.
+func (e *azureEntry) write(ctx context.Context, key string, content []byte) error {
 	_, err := azureCall(ctx, "Blobs.Put", func(ctx context.Context) (blockblob.UploadResponse, error) {
-		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(nil)), nil)
+		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(content)), nil)
 	})
 	if err != nil {
 		return e.fail(err)

@@ -200,7 +200,9 @@ type s3Clients struct {
 	// only tests set them.
 	stsEndpoint, awsEndpoint string
 	maxBackoff               time.Duration
-	cache                    clientCache[*s3Client]
+	// refuse says which requests are never to be made to a store; nil if there are none such.
+	refuse func(*http.Request) error
+	cache  clientCache[*s3Client]
 }
 
 // newS3Clients returns an empty cache of clients that report to m.
@@ -299,6 +301,7 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 		partition:   "aws",
 		accountLock: make(chan struct{}, 1),
 	}
+	client.transport.refuse = c.refuse
 	for _, secret := range []string{config.secretAccessKey, config.accessKeyID, config.token} {
 		if secret != "" {
 			client.secrets = append(client.secrets, secret, "***")
@@ -321,8 +324,10 @@ func (c *s3Clients) newClient(region string, config *s3Credentials) *s3Client {
 	observe := func(stack *middleware.Stack) error { return stack.Deserialize.Add(c.observer(), middleware.Before) }
 	check := func(stack *middleware.Stack) error { return stack.Deserialize.Add(s3CheckDocument, middleware.After) }
 
+	logins := *httpClient
+	logins.Transport = client.transport.logins()
 	stsOptions := sts.Options{
-		Region: region, HTTPClient: httpClient, Retryer: retryer, AppID: s3UserAgent,
+		Region: region, HTTPClient: &logins, Retryer: retryer, AppID: s3UserAgent,
 		APIOptions: []func(*middleware.Stack) error{observe},
 	}
 	if c.stsEndpoint != "" {
@@ -452,7 +457,11 @@ const warnGovernance = "governance"
 var _ provider = &s3Clients{}
 
 // newS3Provider serves the line of daemon.go.
-func newS3Provider(_ *config, m *metrics) (provider, error) { return newS3Clients(m), nil }
+func newS3Provider(c *config, m *metrics) (provider, error) {
+	clients := newS3Clients(m)
+	clients.refuse = c.refusesOfStores()
+	return clients, nil
+}
 
 func (c *s3Clients) name() string { return storeS3 }
 

@@ -366,11 +366,14 @@ func s3Now(metadata middleware.Metadata) time.Time {
 	return time.Now()
 }
 
-// Put implements Objects. AWS wants a checksum of everything that falls under object lock,
+// Put implements Objects.
+func (b *s3Bucket) Put(ctx context.Context, key string) error { return b.write(ctx, key, nil) }
+
+// write implements writer. AWS wants a checksum of everything that falls under object lock,
 // whichever the client is configured to send.
-func (b *s3Bucket) Put(ctx context.Context, key string) error {
-	sum := md5.Sum(nil)
-	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(nil),
+func (b *s3Bucket) write(ctx context.Context, key string, content []byte) error {
+	sum := md5.Sum(content)
+	_, err := b.PutObject(ctx, &s3.PutObjectInput{Bucket: &b.Name, Key: &key, Body: bytes.NewReader(content),
 		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(sum[:]))})
 	if err != nil {
 		return b.fail(err)

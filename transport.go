@@ -3,7 +3,7 @@
 // Rules:
 //   - An answer has to begin within answerTime, to keep coming, and to stay below the size that its request can expect,
 //     so that no store delays a pass without end or fills our memory. That of an object is as large as the list said.
-//   - A request that changes something is made only while this replica holds the lease.
+//   - A request that changes something is made only while this replica holds the lease, and never with --observe.
 //   - The endpoints hear of each answer and each failure, and say which requests are not to be made now.
 //   - Answers are taken as they are: no decompression, and no redirect to another host.
 
@@ -67,12 +67,23 @@ func newTransport(config *tls.Config) *storeTransport {
 }
 
 // storeTransport is an http.RoundTripper to stores.
-type storeTransport struct{ *http.Transport }
+type storeTransport struct {
+	*http.Transport
+	// refuse says why a request is never to be made; nil if there are none such.
+	refuse func(*http.Request) error
+}
+
+// logins is the same way for the requests of a login, which are POSTs and change nothing in a store.
+func (t *storeTransport) logins() *storeTransport { return &storeTransport{Transport: t.Transport} }
 
 // RoundTrip implements http.RoundTripper. The pass that makes the request is found in its context.
 func (t *storeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	p := passOf(r.Context())
-	if err := mayAsk(r, p); err != nil {
+	err := mayAsk(r, p)
+	if err == nil && t.refuse != nil {
+		err = t.refuse(r)
+	}
+	if err != nil {
 		if r.Body != nil {
 			_ = r.Body.Close()
 		}

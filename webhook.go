@@ -92,6 +92,8 @@ type webhook struct {
 	// entries reads BackupEntries from the API server.
 	entries dynamic.ResourceInterface
 	metrics *metrics
+	// evidence is where denied weakenings are noted; nil without --evidence.
+	evidence *evidenceLog
 	// buckets reads BackupBuckets from the API server.
 	buckets dynamic.ResourceInterface
 	// small and large are how many bytes all requests being worked on have.
@@ -247,6 +249,9 @@ func (w *webhook) review(ctx context.Context, request *admissionv1.AdmissionRequ
 		klog.FromContext(ctx).Info("Denied", "resource", resource, "name", shortened(request.Name),
 			"operation", shortened(string(request.Operation)), "user", shortened(request.UserInfo.Username),
 			"reason", v.reason, "dryRun", dryRun, "message", response.Result.Message)
+		if !dryRun && request.Resource.Resource == resourceBackupBuckets && slices.Contains(weakeningReasons, v.reason) {
+			w.evidence.note(request.Name, evidenceDenial, "%s", response.Result.Message)
+		}
 	}
 	for _, reason := range slices.Sorted(maps.Keys(v.warnings)) {
 		w.metrics.admissionWarnings.WithLabelValues(resource, reason).Inc()

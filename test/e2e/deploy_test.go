@@ -35,6 +35,7 @@ var deployVariants = map[string][]string{
 	"default":          nil,
 	"several replicas": {"replicaCount=2", "leaderElection.enabled=true"},
 	"garden":           {"controllers=false", "webhook.cluster=garden", "webhook.url=https://bucketwarden.example.com", "replicaCount=2"},
+	"observer":         {"observe=true", "observeCredentials=garden/reader", "replicaCount=2", "leaderElection.enabled=true", "alerts.enabled=true"},
 	"no admission":     {"webhook.enabled=false", "admissionPolicy.enabled=false"},
 	"given CA":         {"webhook.certificate.secretName=bucketwarden-tls", "webhook.certificate.caBundle=x"},
 	"cert-manager": {"webhook.certificate.secretName=bucketwarden-tls",
@@ -49,7 +50,7 @@ var deployVariants = map[string][]string{
 		"trustedCertificates=-----BEGIN CERTIFICATE-----\n"},
 	"through a proxy": {"env[0].name=HTTPS_PROXY", "env[0].value=http://proxy.example.com:3128", "env[1].name=TOKEN", "env[1].valueFrom.secretKeyRef.name=a",
 		"env[1].valueFrom.secretKeyRef.key=b"},
-	"everything on": {"vpa.enabled=true", "alerts.enabled=true", "dashboard.enabled=true", "profiling=true", "log.format=json", "log.verbosity=7",
+	"everything on": {"evidence=true", "vpa.enabled=true", "alerts.enabled=true", "dashboard.enabled=true", "profiling=true", "log.format=json", "log.verbosity=7",
 		"image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "imagePullSecrets[0].name=registry", "nodeSelector.a=b", "podLabels.c=d", "podAnnotations.e=f",
 		"tolerations[0].operator=Exists", "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=1",
 		"affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].key=a",
@@ -89,17 +90,22 @@ func TestDeployMistakes(t *testing.T) {
 		"types.gcp=gcs":          "types/gcp",
 		"class=shoots":           "class",
 		"webhook.cluster=garden": "controllers: false",
-		"controllers=false,webhook.enabled=false": "nothing to do",
-		"resources.limit.memory=1Gi":              "limit",
-		"trustedCertificates=/ca.pem":             "trustedCertificates",
-		"controllers=maybe":                       "controllers",
-		"concurrentSyncs=0":                       "concurrentSyncs",
-		"verifyInterval=ten":                      "verifyInterval",
-		"env[0].value=x":                          "name",
-		"env[0].name=A,env[0].from=b":             "from",
-		"webhook.cluster=shoot":                   "webhook/cluster",
-		"install=nothing":                         "install",
-		"install=daemon":                          "webhook.cluster: garden",
+		"controllers=false,webhook.enabled=false":             "nothing to do",
+		"observe=true,controllers=false":                      "controllers: true",
+		"observe=true,evidence=true":                          "docs/observer.md",
+		"observe=true,probe=true,observeCredentials=garden/x": "exclude each other",
+		"observe=yes":                            "observe",
+		"observe=true,observeCredentials=reader": "observeCredentials",
+		"resources.limit.memory=1Gi":             "limit",
+		"trustedCertificates=/ca.pem":            "trustedCertificates",
+		"controllers=maybe":                      "controllers",
+		"concurrentSyncs=0":                      "concurrentSyncs",
+		"verifyInterval=ten":                     "verifyInterval",
+		"env[0].value=x":                         "name",
+		"env[0].name=A,env[0].from=b":            "from",
+		"webhook.cluster=shoot":                  "webhook/cluster",
+		"install=nothing":                        "install",
+		"install=daemon":                         "webhook.cluster: garden",
 		"install=daemon,webhook.cluster=garden,controllers=false":               "webhook.certificate.secretName",
 		"install=webhookConfiguration,webhook.cluster=garden,controllers=false": "webhook.url",
 		"fullnameOverride=a.b":            "fullnameOverride",
@@ -258,7 +264,7 @@ func TestDeployArguments(t *testing.T) {
 		known[string(match[1])] = false
 	}
 	// Not for a pod, which knows its API server and its namespace.
-	for _, flag := range []string{"kubeconfig", "namespace", "version"} {
+	for _, flag := range []string{"evidence-directory", "evidence-key", "kubeconfig", "namespace", "version"} {
 		delete(known, flag)
 	}
 	for name, values := range deployVariants {

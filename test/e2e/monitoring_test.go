@@ -45,8 +45,10 @@ func TestMonitoringRules(t *testing.T) {
 // noSeries are metrics that a daemon has no series of until something happens that does
 // not happen here, or ever with S3.
 var noSeries = []string{
+	"bucketwarden_backupbucket_not_served",
 	"bucketwarden_backupbucket_policy_extensions_remaining",
 	"bucketwarden_backupbucket_next_sweep_timestamp_seconds",
+	"bucketwarden_backupbucket_evidence_timestamp_seconds",
 	"bucketwarden_backupbucket_key_created_timestamp_seconds",
 	"bucketwarden_backupbucket_key_age_known",
 	"bucketwarden_backupbucket_key_rotations_total",

@@ -22,18 +22,24 @@ import (
 // whole cluster, and in the daemon's own namespace.
 func documentedRules(t *testing.T) (cluster, own []rbacv1.PolicyRule) {
 	t.Helper()
-	var roles [][]rbacv1.PolicyRule
-	blocks, _ := splitPage(t, "docs/operations.md")
+	roles := documentedRulesOf(t, "docs/operations.md")
+	if len(roles) != 2 {
+		t.Fatalf("the document has %d roles", len(roles))
+	}
+	return roles[0], roles[1]
+}
+
+// documentedRulesOf are the roles of a page.
+func documentedRulesOf(t *testing.T, page string) (roles [][]rbacv1.PolicyRule) {
+	t.Helper()
+	blocks, _ := splitPage(t, page)
 	for _, b := range blocks {
 		var role struct{ Rules []rbacv1.PolicyRule }
 		if err := yaml.UnmarshalStrict([]byte(b.text), &role); b.language == "yaml" && err == nil && len(role.Rules) > 0 {
 			roles = append(roles, role.Rules)
 		}
 	}
-	if len(roles) != 2 {
-		t.Fatalf("the document has %d roles", len(roles))
-	}
-	return roles[0], roles[1]
+	return roles
 }
 
 // documentedAccount returns the kubeconfig of a service account with only the documented
@@ -192,7 +198,7 @@ func (r documentedRole) allowed() []string {
 }
 
 // documentedRoles are those that docs/security.md tells operators to grant: on AWS of a
-// BackupBucket, of a BackupEntry and for everybody else, then of a BackupBucket on Azure.
+// BackupBucket, of a BackupEntry and for everybody else, then of a BackupBucket on Azure, and of an observer on AWS and Azure.
 func documentedRoles(t *testing.T) (roles []documentedRole) {
 	t.Helper()
 	blocks, _ := splitPage(t, "docs/security.md")
@@ -206,7 +212,7 @@ func documentedRoles(t *testing.T) (roles []documentedRole) {
 		}
 		roles = append(roles, role)
 	}
-	if len(roles) != 4 {
+	if len(roles) != 6 {
 		t.Fatalf("docs/security.md has %d roles", len(roles))
 	}
 	return roles

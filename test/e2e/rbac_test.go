@@ -294,3 +294,49 @@ func TestChartPermissionsOfAdmissionAlone(t *testing.T) {
 	slices.Sort(used)
 	mustEqual(t, "what the daemon asks for", slices.Compact(used), []string{"backupbuckets", "backupentries", "mutatingwebhookconfigurations", "secrets", "validatingwebhookconfigurations"})
 }
+
+// With evidence it may do what that needs, and no more.
+func TestChartPermissionsOfEvidence(t *testing.T) {
+	t.Parallel()
+	s := startChartSeed(t, "evidence=true", "webhook.enabled=false", "admissionPolicy.enabled=false")
+	d := s.start("bucketwarden", "--evidence", "--webhook-address=")
+	bucket := newName("permissions")
+	s.bucket(bucket)
+	eventually(t, "there is evidence", func(ctx context.Context) error {
+		at, err := d.Value(ctx, "bucketwarden_backupbucket_evidence_timestamp_seconds", "bucket="+bucket)
+		if err == nil && at == 0 {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	must(t, d.Terminate(t.Context()))
+	// What others did to the public keys is put right by the next one.
+	maps := s.Client.CoreV1().ConfigMaps(chartNamespace)
+	shown, err := maps.Get(t.Context(), "bucketwarden-evidence", metav1.GetOptions{})
+	must(t, err)
+	wanted := shown.Data["evidence.pub"]
+	shown.Data["evidence.pub"] = "x"
+	_, err = maps.Update(t.Context(), shown, metav1.UpdateOptions{})
+	must(t, err)
+	s.start("bucketwarden", "--evidence", "--webhook-address=")
+	eventually(t, "the public key is shown again", func(ctx context.Context) error {
+		shown, err := maps.Get(ctx, "bucketwarden-evidence", metav1.GetOptions{})
+		if err == nil && shown.Data["evidence.pub"] != wanted {
+			err = fmt.Errorf("there is %q", shown.Data["evidence.pub"])
+		}
+		return err
+	})
+	unused := slices.DeleteFunc(permissions(s.role.Rules, chartNamespace), func(p permission) bool {
+		return slices.ContainsFunc(s.requests("bucketwarden"), p.covers)
+	})
+	for _, p := range unused {
+		if text := fmt.Sprint(p); strings.Contains(text, "evidence") || strings.Contains(text, "configmaps") || strings.Contains(text, "secrets") {
+			t.Errorf("not used: %s", text)
+		}
+	}
+	for _, r := range s.requests("bucketwarden") {
+		if r.ResponseStatus.Code == 403 {
+			t.Errorf("forbidden: %s %+v", r.Verb, r.ObjectRef)
+		}
+	}
+}

@@ -57,6 +57,22 @@ var (
 	}
 )
 
+// observing is a daemon with --observe, and a bucket x that is as its owner was asked to make it.
+var observing = map[string]string{
+	`bucketwarden_build_info{}`:                                             "1x1800",
+	`bucketwarden_info{role="observer",class="shoot"}`:                      "1x1800",
+	`bucketwarden_leader{}`:                                                 "1x1800",
+	`process_start_time_seconds{}`:                                          "0x1800",
+	`bucketwarden_backupbucket_info{bucket="x",type="aws",region="r"}`:      "1x1800",
+	`bucketwarden_backupbucket_expected_locked{bucket="x"}`:                 "1x1800",
+	`bucketwarden_backupbucket_expected_retention_seconds{bucket="x"}`:      "345600x1800",
+	`bucketwarden_backupbucket_locked{bucket="x"}`:                          "1x1800",
+	`bucketwarden_backupbucket_retention_seconds{bucket="x"}`:               "345600x1800",
+	`bucketwarden_backupbucket_last_verified_timestamp_seconds{bucket="x"}`: "0+60x1800",
+	`bucketwarden_backupbucket_policy_drift_total{bucket="x"}`:              "0x1800",
+	`bucketwarden_backupbucket_foreign_policy{bucket="x"}`:                  "0x1800",
+}
+
 // unlocked is a bucket x whose policy was removed after two hours.
 var unlocked = map[string]string{
 	`bucketwarden_backupbucket_locked{bucket="x"}`:             "1x119 0x1680",
@@ -219,6 +235,20 @@ var situations = []situation{
 				`critical BucketwardenRetentionTooShort{bucket="x"}`, `warning BucketwardenReconcileFailing{resource="backupbuckets"}`},
 			"8h10m": {`critical BucketwardenBucketNotLocked{bucket="x"}`, `critical BucketwardenRepairFailing{bucket="x"}`,
 				`critical BucketwardenRetentionTooShort{bucket="x"}`, `warning BucketwardenReconcileFailing{resource="backupbuckets"}`}},
+	},
+	{
+		name:   "an observer sees a bucket tampered with, and repairs nothing",
+		seeds:  noSeed,
+		series: together(observing, unlocked, map[string]string{`bucketwarden_failing_objects{resource="backupbuckets"}`: "0x1800"}),
+		fires: map[string][]string{"1h": nothing, "2h1m": {`critical BucketwardenPolicyDrift{bucket="x"}`},
+			"2h40m": {`critical BucketwardenBucketNotLocked{bucket="x"}`, `critical BucketwardenPolicyDrift{bucket="x"}`, `critical BucketwardenRetentionTooShort{bucket="x"}`},
+			"8h10m": {`critical BucketwardenBucketNotLocked{bucket="x"}`, `critical BucketwardenRetentionTooShort{bucket="x"}`}},
+	},
+	{
+		name:   "an observer does not get through any more",
+		seeds:  noSeed,
+		series: together(observing, map[string]string{`bucketwarden_leader{}`: "1x119 0x1680"}),
+		fires:  map[string][]string{"1h": nothing, "2h4m": nothing, "2h10m": {`critical BucketwardenDown{}`}},
 	},
 	{
 		name: "the same, and the spec is broken or asks for nothing",
@@ -485,6 +515,15 @@ var situations = []situation{
 		},
 		fires: map[string][]string{"5h": nothing, "8h": nothing, "9h5m": {`warning BucketwardenChainUnlocksSoon{bucket="x"}`},
 			"29h": {`warning BucketwardenChainUnlocksSoon{bucket="x"}`}},
+	},
+	{
+		name: "evidence is not written any more; of others it never was; one is written each day",
+		series: map[string]string{
+			`bucketwarden_backupbucket_evidence_timestamp_seconds{bucket="x"}`: "0x119 7200x1680",
+			`bucketwarden_backupbucket_evidence_timestamp_seconds{bucket="y"}`: "0x1799",
+			`bucketwarden_backupbucket_evidence_timestamp_seconds{bucket="z"}`: "0x119 7200x1380 90000x300",
+		},
+		fires: map[string][]string{"27h30m": nothing, "28h30m": {`warning BucketwardenEvidenceStale{bucket="y"}`}},
 	},
 	{
 		name: "a certificate is not renewed; one is; a replica for admission has none",

@@ -29,12 +29,15 @@ type MinIOOptions struct {
 	TLS bool
 	// Region is us-east-1 when empty.
 	Region string
+	// PolicyURL, if not empty, is asked about every action, also of the root user (MinIO's access management plugin).
+	PolicyURL string
 }
 
 // MinIO is a running MinIO with one drive and its root user.
 type MinIO struct {
 	S3Server
 	binary, dir, address string
+	policyURL            string
 	process              *Process
 }
 
@@ -48,6 +51,8 @@ func StartMinIO(ctx context.Context, options MinIOOptions) (_ *MinIO, err error)
 		S3Server: newS3Server(options.Region),
 		binary:   options.Binary,
 		dir:      dir,
+
+		policyURL: options.PolicyURL,
 	}
 	defer func() {
 		if err != nil {
@@ -110,6 +115,9 @@ func (m *MinIO) Up(ctx context.Context) error {
 		"MINIO_BROWSER=off",
 		"MINIO_UPDATE=off",
 		"MINIO_CALLHOME_ENABLE=off",
+	}
+	if m.policyURL != "" {
+		cmd.Env = append(cmd.Env, "MINIO_POLICY_PLUGIN_URL="+m.policyURL)
 	}
 	process, err := startProcess("MinIO", cmd, nil)
 	if err != nil {

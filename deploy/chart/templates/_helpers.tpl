@@ -21,6 +21,11 @@ app.kubernetes.io/version: {{ .Values.image.tag | default (printf "v%s" .Chart.V
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{- /* There is a webhook. Who only observes decides nothing. */}}
+{{- define "bucketwarden.webhook" -}}
+{{- if and .Values.webhook.enabled (not .Values.observe) }}true{{ end }}
+{{- end }}
+
 {{- /* JSON. Helm would merge a default of the value with what is set, so it has none. */}}
 {{- define "bucketwarden.types" -}}
 {{ .Values.types | default (dict "aws" "s3" "s3" "s3" "S3" "s3" "azure" "azure") | toJson }}
@@ -55,12 +60,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "bucketwarden.installsWebhooks" -}}
-{{- if and .Values.webhook.enabled (ne (include "bucketwarden.install" .) "daemon") }}true{{ end }}
+{{- if and (include "bucketwarden.webhook" .) (ne (include "bucketwarden.install" .) "daemon") }}true{{ end }}
 {{- end }}
 
 {{- /* A certificate that the daemon keeps itself, with the caBundles. */}}
 {{- define "bucketwarden.selfManaged" -}}
-{{- if and .Values.webhook.enabled (not .Values.webhook.certificate.secretName) }}true{{ end }}
+{{- if and (include "bucketwarden.webhook" .) (not .Values.webhook.certificate.secretName) }}true{{ end }}
 {{- end }}
 
 {{- /* The caBundles come from the daemon, or from somebody else such as cert-manager, and not from here. */}}
@@ -70,8 +75,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /* The ValidatingAdmissionPolicy is installed, and ahead of it the MutatingWebhookConfiguration. */}}
 {{- define "bucketwarden.policy" -}}
-{{- if and .Values.admissionPolicy.enabled (eq .Values.webhook.cluster "seed") (include "bucketwarden.installsDaemon" .) }}true{{ end }}
+{{- if and .Values.admissionPolicy.enabled (not .Values.observe) (eq .Values.webhook.cluster "seed") (include "bucketwarden.installsDaemon" .) }}true{{ end }}
 {{- end }}
 {{- define "bucketwarden.mutating" -}}
 {{- if and (include "bucketwarden.policy" .) (include "bucketwarden.installsWebhooks" .) }}true{{ end }}
+{{- end }}
+
+{{- /* Binds the Role of the release. */}}
+{{- define "bucketwarden.roleBinding" }}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ include "bucketwarden.name" . }}
+  namespace: {{ .Release.Namespace }}
+  labels: {{- include "bucketwarden.labels" . | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ include "bucketwarden.name" . }}
+subjects:
+- kind: ServiceAccount
+  name: {{ include "bucketwarden.name" . }}
+  namespace: {{ .Release.Namespace }}
 {{- end }}

@@ -108,6 +108,8 @@ func parts(n sizes) []part {
 		{"entries", func(b *bench, ctx context.Context) error { return b.entries(ctx, n.entries, n.many) }},
 		{"backups", func(b *bench, ctx context.Context) error { return b.backups(ctx, n.checked) }},
 		{"retention", func(b *bench, ctx context.Context) error { return b.retention(ctx, n.writers, n.grown, n.listed) }},
+		{"evidence", func(b *bench, ctx context.Context) error { return b.evidence(ctx, 400, 1000) }},
+		{"observe", (*bench).observe},
 	}
 }
 
