@@ -34,7 +34,7 @@ func TestDemo(t *testing.T) {
 		t.Fatalf("the demo: %v, context: %v\n%s", err, context.Cause(ctx), output)
 	}
 	// Its columns break lines between words.
-	for _, want := range []string{"denied the request", "irreversible:", "intact: it is cut", "complete and intact: 2 snapshots", "event VersionsExtended:", "Every step was observed."} {
+	for _, want := range []string{"denied the request", "irreversible:", "intact: it is cut", "complete and intact: 2 snapshots", "VersionsExtended:", "Every step was observed."} {
 		if !strings.Contains(string(output), want) {
 			t.Errorf("the demo does not say %q:\n%s", want, output)
 		}

@@ -43,6 +43,16 @@ func watchProbe(proxy *env.Proxy) *probeLog {
 	return log
 }
 
+// deny has requests for these operations denied from now on, and no others.
+func (l *probeLog) deny(operations ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.denied)
+	for _, operation := range operations {
+		l.denied[operation] = true
+	}
+}
+
 // take returns the requests so far, and forgets them.
 func (l *probeLog) take() []env.Request {
 	l.mu.Lock()
@@ -150,10 +160,7 @@ func TestProbeOnS3(t *testing.T) {
 				before, err := store.versions(t.Context(), bucket, "shoot--")
 				must(t, err)
 				log.take()
-				log.denied = map[string]bool{}
-				for _, operation := range test.denied {
-					log.denied[operation] = true
-				}
+				log.deny(test.denied...)
 				var counts []int
 				for range 2 {
 					got, _ := runProbe(t, nil, test.code, "--bucket-secret", secret, "--bucket", bucket)
