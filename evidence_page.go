@@ -2,7 +2,7 @@
 // screen reader: what is not locked has a pattern and a number, and each picture has its table.
 //
 // Rules:
-//   - What is in evidence is written by html/template alone, which escapes it. Only numbers go into pictures unescaped.
+//   - What the page consists of is in evidence_html.go, which escapes all that comes from evidence.
 //   - A picture is as wide as the page and has no more shapes than that has dots, however long the evidence is.
 //   - A gap is never too short to be seen.
 
@@ -10,9 +10,7 @@ package main
 
 import (
 	"cmp"
-	_ "embed"
 	"fmt"
-	"html/template"
 	"io"
 	"math"
 	"slices"
@@ -20,18 +18,7 @@ import (
 	"time"
 )
 
-//go:embed evidence_page.html
-var evidencePage string
-
-// pageTemplate is the page. A mistake in it fails every test of it.
-var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"time": reportTime, "date": dateText, "duration": durationText, "countText": countText, "short": shortText,
-	"add": func(a, b int) int { return a + b }, "retention": retentionText, "kind": eventLabel, "finding": findingLabel,
-	"taken": (*reportEntry).takenText, "chain": (*reportEntry).chainText, "free": (*reportEntry).freeText, "yesNo": yesNo,
-	"day": func(t time.Time) string { return t.Format(time.DateOnly) },
-}).Parse(evidencePage))
-
-// Sizes in the pictures, in dots. Where they begin is in the template.
+// Sizes in the pictures, in dots. Where they begin is in evidence_html.go.
 const (
 	lineWidth  = 640
 	lineHeight = 30
@@ -42,7 +29,7 @@ const (
 	maxBarLabel, maxLineLabel = 44, 32
 )
 
-// reportPage is what the template gets.
+// reportPage is what the page shows.
 type reportPage struct {
 	*report
 	Mark, Headline string
@@ -100,7 +87,7 @@ func (r *report) write(to io.Writer) error {
 	p.Lines, p.Bars = r.lines(), r.bars()
 	p.ShortNames = !slices.ContainsFunc(r.Buckets, func(b *reportBucket) bool { return len(b.Name) > 24 })
 	p.LockersKnown = slices.ContainsFunc(r.Buckets, func(b *reportBucket) bool { return b.LockedBy != "" })
-	if err := pageTemplate.Execute(to, &p); err != nil {
+	if _, err := io.WriteString(to, p.html()); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
 	return nil

@@ -110,13 +110,6 @@ type reportGap struct {
 	lineSpan
 }
 
-// What the page asks of a gap.
-func (g reportGap) Bad() bool             { return g.state == lineOpen }
-func (g reportGap) From() time.Time       { return g.from }
-func (g reportGap) To() time.Time         { return g.to }
-func (g reportGap) Length() time.Duration { return g.length() }
-func (g reportGap) Why() string           { return g.why }
-
 // freeState is what is known of until when backups are locked, in the order in which they become free.
 type freeState int
 

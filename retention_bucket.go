@@ -282,7 +282,7 @@ func (k *retentionKeeper) summary(bucket string, policy Policy, round uint64) (s
 		if sum.entries++; !state.looked || state.policy != policy {
 			sum.unlooked++
 		}
-		if time.Since(state.at) > checkStale {
+		if !state.at.IsZero() && time.Since(state.at) > checkStale {
 			sum.stale++
 		}
 		if state.round < round {

@@ -26,7 +26,7 @@ import (
 )
 
 // maxImageSize is for the unpacked image.
-const maxImageSize = 70_000_000
+const maxImageSize = 60_000_000
 
 // imageConfig is what the tests read of an image's configuration
 // (github.com/opencontainers/image-spec config.md).
