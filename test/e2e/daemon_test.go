@@ -49,6 +49,8 @@ func TestRestartWritesNothing(t *testing.T) {
 	for _, name := range names {
 		waitHealthy(t, entries, name)
 	}
+	// The last that is written: it is known once the entries were looked at.
+	waitFor(t, buckets, bucket, conditionIs("BackupsRetained", "True"))
 	d.stop(t)
 	before := map[string]string{bucket: get(t, buckets, bucket).GetResourceVersion()}
 	for _, name := range names {
@@ -256,7 +258,8 @@ func TestClientClockMayBeAhead(t *testing.T) {
 
 func TestIgnoreOperationAnnotation(t *testing.T) {
 	t.Parallel()
-	d := startDaemon(t, "--ignore-operation-annotation", "--verify-interval=1h")
+	// What is retained is told when it is known, and that is not asked for by anybody.
+	d := startDaemon(t, "--ignore-operation-annotation", "--verify-interval=1h", "--extend-retention=false")
 	bucket := newName("bucket")
 	namespace := newName("shoot--p--s")
 	entry := namespace + "--uid"
