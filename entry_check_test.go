@@ -85,8 +85,7 @@ func newCheckHarness(t *testing.T) *checkHarness {
 		map[schema.GroupVersionResource]string{clustersGVR: "ClusterList"})
 	store := &checkProvider{memStore: h.cloud, h: h}
 	h.scope.providers = map[string]provider{"aws": store, "s3": store}
-	checks := newController(resourceChecks, h.metrics)
-	t.Cleanup(checks.queue.ShutDown)
+	checks := newCalmController(t, resourceChecks, h.metrics)
 	h.checker = newEntryChecker(h.entries.reconciler, checks, h.clusters.Resource(clustersGVR), h.metrics.entries)
 	checks.onGone = h.metrics.entries.forget
 	h.have()

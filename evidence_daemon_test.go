@@ -38,8 +38,7 @@ func withEvidence(t *testing.T, run func(h *evidenceHarness)) {
 // restart is a new process: nothing that was in memory is there any more.
 func (h *evidenceHarness) restart() {
 	h.buckets.evidence = newEvidenceLog()
-	c := newController(resourceEvidence, h.metrics)
-	h.t.Cleanup(c.queue.ShutDown)
+	c := newCalmController(h.t, resourceEvidence, h.metrics)
 	var earlier looks
 	if h.writer != nil {
 		earlier = h.writer.earlier

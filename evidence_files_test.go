@@ -37,8 +37,7 @@ func withEvidenceFiles(t *testing.T, run func(h *fileHarness)) {
 func (h *fileHarness) restart() {
 	h.observer = newBucketObserver(h.buckets)
 	h.observer.evidence = newEvidenceLog()
-	c := newController(resourceEvidence, h.metrics)
-	h.t.Cleanup(c.queue.ShutDown)
+	c := newCalmController(h.t, resourceEvidence, h.metrics)
 	h.writer = newEvidenceWriter(h.observer.bucketReconciler, c, h.core, &config{}, h.metrics.entries)
 	h.writer.keys, h.writer.observes = evidenceKeys{testEvidenceKey(1)}, true
 	h.writer.place = h.observer.placeInDirectory(h.root)

@@ -28,7 +28,9 @@ import (
 	corefake "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 )
 
 // secretMarker is in every value of every secret; it must show up nowhere else.
@@ -99,12 +101,9 @@ func newHarness(t *testing.T) *harness {
 		})
 	}
 
-	bucketController := newController(resourceBackupBuckets, h.metrics)
-	entryController := newController(resourceBackupEntries, h.metrics)
-	sweeps := newController(resourceSweeps, h.metrics)
-	for _, c := range []*controller{bucketController, entryController, sweeps} {
-		t.Cleanup(c.queue.ShutDown)
-	}
+	bucketController := newCalmController(t, resourceBackupBuckets, h.metrics)
+	entryController := newCalmController(t, resourceBackupEntries, h.metrics)
+	sweeps := newCalmController(t, resourceSweeps, h.metrics)
 	index := func() cache.Indexer {
 		return cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{indexSecret: indexBySecret})
 	}
@@ -130,11 +129,32 @@ func newHarness(t *testing.T) *harness {
 		entriesClient:  entryClient,
 	}
 	h.sweeper = newSweeper(h.buckets)
-	staleBuckets := newController(resourceStaleness, h.metrics)
-	t.Cleanup(staleBuckets.queue.ShutDown)
+	staleBuckets := newCalmController(t, resourceStaleness, h.metrics)
 	h.stale = &staleness{bucketReconciler: h.buckets, controller: staleBuckets}
 	return h
 }
+
+// newCalmController is newController with a queue that does not tick: its gauges of running work stand still. A test that lets days
+// go by in virtual time would do little else than tick, twice in each second.
+func newCalmController(t *testing.T, resource string, m *metrics) *controller {
+	c := newController(resource, m)
+	c.queue.ShutDown()
+	c.queue = workqueue.NewTypedRateLimitingQueueWithConfig(c.limiter,
+		workqueue.TypedRateLimitingQueueConfig[cache.ObjectName]{Name: resource, MetricsProvider: m.queue, Clock: calmClock{}})
+	t.Cleanup(c.queue.ShutDown)
+	return c
+}
+
+// calmClock is the time, with tickers that never tick.
+type calmClock struct{ clock.RealClock }
+
+type calmTicker struct{}
+
+func (calmClock) NewTicker(time.Duration) clock.Ticker { return calmTicker{} }
+
+func (calmTicker) C() <-chan time.Time { return nil }
+
+func (calmTicker) Stop() {}
 
 func (h *harness) note(format string, args ...any) {
 	h.mu.Lock()

@@ -33,10 +33,7 @@ func newProbeHarness(t *testing.T, policy Policy) *probeHarness {
 	h.scope.providers = map[string]provider{"aws": store}
 	h.server.key = secretMarker + "-key"
 	h.server.buckets["b"] = &memoryBucket{region: "eu-1", policy: policy}
-	queue := newController(resourceProbes, h.metrics)
-	t.Cleanup(queue.queue.ShutDown)
-	checks := newController(resourceChecks, h.metrics)
-	t.Cleanup(checks.queue.ShutDown)
+	queue, checks := newCalmController(t, resourceProbes, h.metrics), newCalmController(t, resourceChecks, h.metrics)
 	h.prober = &prober{bucketReconciler: h.buckets, queue: queue, entries: newEntryChecker(h.entries.reconciler, checks, nil, h.metrics.entries),
 		probes: &probes{}}
 	queue.onGone = h.prober.gone

@@ -60,8 +60,7 @@ func newKeepHarness(t *testing.T, days int32) *keepHarness {
 		return http.StatusOK
 	}
 	clusters := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{clustersGVR: "ClusterList"})
-	checks := newController(resourceChecks, h.metrics)
-	t.Cleanup(checks.queue.ShutDown)
+	checks := newCalmController(t, resourceChecks, h.metrics)
 	h.checker = newEntryChecker(h.entries.reconciler, checks, clusters.Resource(clustersGVR), h.metrics.entries)
 	h.buckets.verifyInterval = time.Minute
 	h.restart()

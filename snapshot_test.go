@@ -287,6 +287,7 @@ func TestSnapshotListCounts(t *testing.T) {
 
 // A list of any length needs a page and what is kept. The chain is found as long as it is not longer than that.
 func TestSnapshotListBounded(t *testing.T) {
+	t.Parallel()
 	read := func(n int, at func(i int) version) *snapshotList {
 		l := newSnapshotList(listedEntry)
 		for i := 0; i < n; {

@@ -222,6 +222,9 @@ func (c *Ceph) configuration(fsid string, addresses [3]string) string {
 	set("osd pool default pgp num", "1")
 	set("osd crush chooseleaf type", "0")
 	set("osd crush update on start", "false")
+	// The monitor keeps next to nothing: a disk that is nearly full is no reason to end, as it is by default with 5 % left.
+	set("mon data avail crit", "0")
+	set("mon data avail warn", "0")
 	set("mon allow pool size one", "true")
 	set("mon max pg per osd", "1000")
 	if c.bin.root != "" {

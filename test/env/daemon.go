@@ -1,6 +1,7 @@
 package env
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -128,13 +129,29 @@ func confine(cmd *exec.Cmd, root string) {
 
 // Metrics returns what /metrics answers, by name.
 func (d *Daemon) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	return d.metricsOf(ctx, "")
+}
+
+// metricsOf is Metrics of those whose names begin so. Parsing all of them is most of what a poll costs.
+func (d *Daemon) metricsOf(ctx context.Context, prefix string) (map[string]*dto.MetricFamily, error) {
 	body, err := get(ctx, d.MetricsURL)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = body.Close() }()
+	text, err := io.ReadAll(body)
+	if err != nil {
+		return nil, fmt.Errorf("reading the metrics: %w", err)
+	}
+	var wanted bytes.Buffer
+	for line := range bytes.Lines(text) {
+		name := bytes.TrimPrefix(bytes.TrimPrefix(line, []byte("# TYPE ")), []byte("# HELP "))
+		if bytes.HasPrefix(name, []byte(prefix)) {
+			wanted.Write(line)
+		}
+	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(body)
+	families, err := parser.TextToMetricFamilies(&wanted)
 	if err != nil {
 		return nil, fmt.Errorf("parsing the metrics: %w", err)
 	}
@@ -145,7 +162,7 @@ func (d *Daemon) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 // each given as name=value; ErrNoSeries if there are none. Histograms and
 // summaries count by their number of observations.
 func (d *Daemon) Value(ctx context.Context, name string, labels ...string) (float64, error) {
-	families, err := d.Metrics(ctx)
+	families, err := d.metricsOf(ctx, name)
 	if err != nil {
 		return 0, err
 	}

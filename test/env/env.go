@@ -20,8 +20,12 @@ import (
 	"time"
 )
 
-// pollInterval is short because everything polled is on this machine.
-const pollInterval = 50 * time.Millisecond
+// Everything polled is on this machine, so it is asked again soon; but what takes long is asked less often, since on a busy
+// machine the questions of many tests delay the answers.
+const (
+	pollInterval = 50 * time.Millisecond
+	maxInterval  = 250 * time.Millisecond
+)
 
 // Eventually calls condition until it returns nil. A condition that does not
 // hold yet returns an error that says what it saw; the last one is in the
@@ -29,9 +33,8 @@ const pollInterval = 50 * time.Millisecond
 func Eventually(ctx context.Context, timeout time.Duration, what string, condition func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not within %v", timeout))
 	defer cancel()
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
 	var last error
+	begun := time.Now()
 	for {
 		err := condition(ctx)
 		if err == nil {
@@ -44,7 +47,7 @@ func Eventually(ctx context.Context, timeout time.Duration, what string, conditi
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting until %s: %w, last seen: %w", what, context.Cause(ctx), last)
-		case <-ticker.C:
+		case <-time.After(min(max(pollInterval, time.Since(begun)/8), maxInterval)):
 		}
 	}
 }
