@@ -155,7 +155,7 @@ func readLocks(ctx context.Context, store versions, c *chain) error {
 
 func listSnapshot(of *chain, s *snapshot) listedSnapshot {
 	l := listedSnapshot{Name: s.name, Key: s.key, Kind: s.kind(), FirstRevision: s.first, LastRevision: s.last, Taken: s.taken().UTC(),
-		Stored: s.stored.UTC(), Bytes: s.size, InChain: of.has(s), Version: s.id, Versions: s.versions, Excluded: "no", Locked: "unknown"}
+		Stored: s.stored.UTC(), Bytes: s.size, InChain: of.has(s), Version: s.id, Versions: int(s.versions), Excluded: "no", Locked: "unknown"}
 	switch s.excluded {
 	case excluded:
 		l.Excluded = "yes"

@@ -210,7 +210,7 @@ func (c *entryChecker) releasePrefix(e *backupEntry) {
 
 // look reads what is under the prefix and notes what it is: one API request, one for each page of the list, one for the tags of
 // each snapshot with a delete marker, and at most maxLockLookups for retention, maybe twice. What is not retained as long as it
-// should be is extended; again is when to go on with that, zero if it is done.
+// should be is extended, which tells more than look-ups; again is when to go on with that, zero if it is done.
 func (c *entryChecker) look(ctx context.Context, e *backupEntry) (again time.Duration, err error) {
 	objects, err := c.open(ctx, e)
 	if err != nil {
@@ -228,8 +228,12 @@ func (c *entryChecker) look(ctx context.Context, e *backupEntry) (again time.Dur
 	}
 	state := entryState{checked: time.Now(), memory: c.states.get(e).memory}
 	state.describe(found, parseSpans(e.Annotations[annotationExcluded]))
-	again, err = c.keeper.keep(ctx, e, objects, found, &state.memory)
-	state.lock = readLock(ctx, objects, c.mayBeLocked(e, objects), found, &state.memory.kept[0])
+	again, tells, err := c.keeper.keep(ctx, e, objects, found, &state.memory)
+	lookups := maxLockLookups
+	if tells {
+		lookups = 0
+	}
+	state.lock = readLock(ctx, objects, c.mayBeLocked(e, objects), found, &state.memory.kept[0], lookups)
 	if !state.complete || found.now.Sub(laterOf(state.full, state.delta)) > freshBackup {
 		state.cluster = c.wakefulness(ctx, e)
 	}
@@ -284,8 +288,8 @@ func (s *entryState) describe(found *chain, announced revisionSpans) {
 }
 
 // readLock tells until when the chain is locked. Where the list does not tell, it asks for the retention of the links of which
-// that is not known yet, the oldest first, and not at all in a bucket that was never locked.
-func readLock(ctx context.Context, store versions, recorded bool, found *chain, memory *linkMemory) chainLock {
+// that is not known yet, the oldest first, not more than lookups, and not at all in a bucket that was never locked.
+func readLock(ctx context.Context, store versions, recorded bool, found *chain, memory *linkMemory, lookups int) chainLock {
 	if !recorded {
 		return chainLock{} // what the list tells can be taken away
 	}
@@ -310,7 +314,7 @@ func readLock(ctx context.Context, store versions, recorded bool, found *chain, 
 		memory.links, memory.until, memory.hash = 0, time.Time{}, hash.Sum64()
 	}
 	for asked := 0; memory.links < len(found.links); asked++ {
-		if asked == maxLockLookups {
+		if asked == lookups {
 			return chainLock{}
 		}
 		s := found.links[memory.links]

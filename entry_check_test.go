@@ -491,10 +491,10 @@ func TestReadLockOfList(t *testing.T) {
 	now := time.Now()
 	found := newChain([]*snapshot{{full: true, size: 1, lockKnown: true, until: now.Add(time.Hour)}}, now, now)
 	store := plainObjects{&checkObjects{}}
-	if got := readLock(t.Context(), store, true, found, &linkMemory{}); got != (chainLock{true, true, now.Add(time.Hour)}) {
+	if got := readLock(t.Context(), store, true, found, &linkMemory{}, maxLockLookups); got != (chainLock{true, true, now.Add(time.Hour)}) {
 		t.Errorf("got %+v", got)
 	}
-	if got := readLock(t.Context(), store, false, found, &linkMemory{}); got.known {
+	if got := readLock(t.Context(), store, false, found, &linkMemory{}, maxLockLookups); got.known {
 		t.Errorf("got %+v", got)
 	}
 }

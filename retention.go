@@ -129,8 +129,10 @@ type retentionPlan struct {
 	eligible int64
 	// through: once all steps are done, what was stored until then is known to be retained.
 	through time.Time
-	// chains are what will be known of them then.
-	chains [keptChains]linkMemory
+	// chains are what will be known of them then. The first is what a restore would take if it has restored links, which is zero if
+	// that is not known.
+	chains   [keptChains]linkMemory
+	restored int
 	planProgress
 }
 
@@ -165,6 +167,9 @@ func planRetention(found *chain, known retentionKnown, memory *entryMemory) *ret
 	}
 	kept := found.kept()
 	links := p.links(kept, memory)
+	if found.known {
+		p.restored = len(found.links)
+	}
 	due := known.due(links, half)
 	for _, s := range found.all {
 		wanted := earlier(policy.until(s.stored), end)

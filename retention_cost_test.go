@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -179,5 +182,63 @@ func TestRetentionBeforeTheFirstVerification(t *testing.T) {
 		if len(plan.steps) != want {
 			t.Errorf("verified since %v: %d steps, want %d", since, len(plan.steps), want)
 		}
+	}
+}
+
+// thousands is a number as the documentation writes it.
+func thousands(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
+}
+
+// What docs/immutability.md says of costs on AWS is what comes out here.
+func TestRetentionCostsInTheDocumentation(t *testing.T) {
+	const clusters, daily, put, get = 500, 289, 5e-6, 0.4e-6 // dollars for a request
+	doc, err := os.ReadFile("docs/immutability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	awake := newCostCluster(t, 1)
+	awake.run(3*24*time.Hour, true)
+	before := awake.extended
+	awake.run(5*24*time.Hour, true)
+	oneDay := (awake.extended - before) / 5
+	sleeping := func(final bool) (extensions, refused int) {
+		c := newCostCluster(t, 4)
+		c.run(5*24*time.Hour, true)
+		if final {
+			c.write(true)
+		}
+		c.run(30*24*time.Hour, false)
+		extensions = c.extended
+		c.ticks = 0
+		c.run(5*24*time.Hour, true)
+		return extensions, c.refused
+	}
+	full, refused := sleeping(true)
+	full = (full + 1) / 15 // the first is due after two days
+	chain, _ := sleeping(false)
+	chain /= 15
+	start, grown := clusters*daily*4, clusters*daily*14
+	lists := clusters * 24 * 5
+	for _, want := range []string{
+		fmt.Sprintf("so %d versions a day", daily),
+		fmt.Sprintf("%d a day for each: the newest chain when it is 12 hours old | %s a day, $%.2f |", oneDay, thousands(clusters*oneDay), float64(clusters*oneDay)*put),
+		fmt.Sprintf("one each 2 days for each | %s a day, $%.5f |", thousands(clusters*full/2), float64(clusters*full/2)*put),
+		fmt.Sprintf("%d each 2 days for each: when one of a chain is due, all of it is extended | %s a day, $%.2f |", chain, thousands(clusters*chain/2),
+			float64(clusters*chain/2)*put),
+		fmt.Sprintf("is looked up: %s `GET` | $%.2f, once; %d hours at %d a second |", thousands(start), float64(start)*get, start/extensionRate/3600, extensionRate),
+		fmt.Sprintf("all versions of the last 14 days, %s for each | %s, $%.2f; %d hours at %d a second |", thousands(daily*14), thousands(grown), float64(grown)*put,
+			grown/extensionRate/3600, extensionRate),
+		fmt.Sprintf("500 clusters with 4,350 versions each are %s\nlists a day, $%.2f.", thousands(lists), float64(lists)*put),
+	} {
+		if !strings.Contains(string(doc), want) {
+			t.Errorf("docs/immutability.md does not say %q", want)
+		}
+	}
+	if most := "that is at most 8 deletions that are refused"; refused > 8 || !strings.Contains(string(doc), most) {
+		t.Errorf("%d deletions are refused, docs/immutability.md says %q", refused, most)
 	}
 }

@@ -6,6 +6,7 @@
 //     lives and what its bucket should have.
 //   - Behind everything else: a rate for each bucket, a time for each pass. What is left is done by the next pass.
 //   - What is refused of some is refused of all, so few are tried. It is told once, is no failure, and is tried again at the next look.
+//     Only GOVERNANCE is of single versions, mostly of those from before the lock: then what was written last is tried too.
 //   - On a store whose policy covers every object (it is no extender) nothing is asked.
 
 package main
@@ -102,8 +103,10 @@ type planProgress struct {
 	unprotected int64
 	// touched are the chains that a step is for, open those of them where one was refused.
 	touched, open [keptChains]bool
-	trouble       retentionTrouble
-	extended      map[string]int64
+	// turned: since versions in GOVERNANCE are refused, the rest is done from its end on.
+	turned   bool
+	trouble  retentionTrouble
+	extended map[string]int64
 }
 
 // owed is what the versions of an entry should have, none if nobody has promised that; b is its bucket, nil if that is not ours.
@@ -135,16 +138,16 @@ func (s *scope) asksLess(b *backupBucket) bool {
 }
 
 // keep extends what is not retained of the versions that were found: no request if nothing has to be. again is when the rest is to
-// be done, zero if all is.
+// be done, zero if all is; tells says that this will tell until when the newest chain is locked.
 func (k *retentionKeeper) keep(ctx context.Context, e *backupEntry, objects Objects, found *chain, memory *entryMemory,
-) (again time.Duration, err error) {
+) (again time.Duration, tells bool, err error) {
 	if k == nil {
-		return 0, nil
+		return 0, false, nil
 	}
 	b, policy := k.owed(e)
 	if policy.None() {
 		k.states.setRetained(e, retainedState{})
-		return 0, nil
+		return 0, false, nil
 	}
 	known, round := k.known(e, b, policy, found.now)
 	plan := planRetention(found, known, memory)
@@ -152,7 +155,9 @@ func (k *retentionKeeper) keep(ctx context.Context, e *backupEntry, objects Obje
 	if _, ok := objects.(extender); !ok {
 		plan.steps = nil
 	}
-	return k.carryOut(ctx, e, b, objects, plan, memory)
+	tells = plan.touched[0]
+	again, err = k.carryOut(ctx, e, b, objects, plan, memory)
+	return again, tells && (again > 0 || err != nil), err
 }
 
 // leftOver is the plan of an entry that goes on, nil if there is none.
@@ -202,7 +207,12 @@ func (k *retentionKeeper) goOn(ctx context.Context, e *backupEntry, objects Obje
 	}
 	memory := k.states.get(e).memory
 	again, err := k.carryOut(ctx, e, b, objects, plan, &memory)
-	k.states.change(e, func(state *entryState) { state.memory.kept = memory.kept })
+	k.states.change(e, func(state *entryState) {
+		state.memory.kept = memory.kept
+		if lock := plan.lock(); lock.known {
+			state.lock = lock
+		}
+	})
 	return again, err
 }
 
@@ -233,6 +243,15 @@ func (k *retentionKeeper) carryOut(ctx context.Context, e *backupEntry, b *backu
 		k.leave(e, plan)
 	}
 	return again, err
+}
+
+// lock is until when what a restore would take is locked, as its steps have shown.
+func (p *retentionPlan) lock() chainLock {
+	chain := p.chains[0]
+	if !p.complete() || !p.touched[0] || p.open[0] || p.restored == 0 || chain.links < p.restored || !chain.until.After(p.now) {
+		return chainLock{}
+	}
+	return chainLock{known: true, locked: true, until: chain.until}
 }
 
 // complete says that all steps were taken.
@@ -302,7 +321,11 @@ func (k *retentionKeeper) takeSteps(ctx context.Context, e *backupEntry, b *back
 		if refusal == nil {
 			row = 0
 			for i, at := range x.at {
-				if at >= 0 && at < plan.chains[i].links {
+				switch {
+				case at < 0:
+				case retained.IsZero():
+					plan.open[i] = true // a link is gone
+				case at < plan.chains[i].links:
 					plan.chains[i].until = earlier(plan.chains[i].until, retained)
 				}
 			}
@@ -312,7 +335,12 @@ func (k *retentionKeeper) takeSteps(ctx context.Context, e *backupEntry, b *back
 		for i, at := range x.at {
 			plan.open[i] = plan.open[i] || at >= 0
 		}
-		if row++; row == maxRefusals || errors.Is(refusal, errNoRetention) {
+		switch row++; {
+		case row == maxRefusals && plan.trouble.reason == retainedGovernance && !plan.turned:
+			// Those of before are refused, and what was written since may not be.
+			plan.turned, row = true, 0
+			slices.Reverse(plan.steps[plan.done+1:])
+		case row == maxRefusals, errors.Is(refusal, errNoRetention):
 			plan.done++
 			return 0, nil
 		}
@@ -361,7 +389,7 @@ func (k *retentionKeeper) lookUp(ctx context.Context, o *extensionOrder, store e
 func enough(until, need time.Time) bool { return !until.Add(uploadTime).Before(need) }
 
 // settle sees to one version: at most four requests, one if it is known that it has to be extended and that is not refused.
-// retained is until when it is known to be retained then, refusal why the store does not do it.
+// retained is until when it is known to be retained then, zero if it is gone, refusal why the store does not do it.
 func (k *retentionKeeper) settle(ctx context.Context, o *extensionOrder, store extender, x extension, plan *retentionPlan) (
 	retained time.Time, refusal, err error) {
 	if !x.until.After(o.now) {
@@ -397,8 +425,10 @@ func (k *retentionKeeper) settle(ctx context.Context, o *extensionOrder, store e
 		plan.extended[reason]++
 		k.metrics.bucketExtended.WithLabelValues(o.entry.BucketName, reason).Inc()
 		return x.until, nil, nil
-	case errors.Is(err, errRetainedLonger), errors.Is(err, errNoVersion):
+	case errors.Is(err, errRetainedLonger):
 		return x.until, nil, nil
+	case errors.Is(err, errNoVersion):
+		return time.Time{}, nil, nil
 	case !final(err):
 		return time.Time{}, nil, err
 	}

@@ -454,6 +454,7 @@ const simVerifyInterval = time.Hour
 // wire puts a life of a daemon together.
 func (d *simDaemon) wire(life *simLife) {
 	metrics := newMetrics()
+	life.metrics = metrics
 	s3Provider, azureProvider := newS3Clients(metrics), newAzureClients(metrics, nil)
 	a := &scope{classes: []string{defaultClass}, providers: map[string]provider{
 		"aws": simOpener{s3Provider, life, storeS3}, "azure": simAzureProvider{azureProvider, simOpener{nil, life, storeAzure}}}}

@@ -235,18 +235,21 @@ func (x simEntry) migrated() bool {
 }
 
 func (e *simEnv) annotate(d *simDaemon, resource, name string, annotations map[string]string) bool {
-	return d.api.edit(resource, "", name, func(u *unstructured.Unstructured) {
-		all := u.GetAnnotations()
-		if all == nil {
-			all = map[string]string{}
+	return d.api.edit(resource, "", name, func(u *unstructured.Unstructured) { annotate(u, annotations) })
+}
+
+// annotate sets annotations, or removes those that are empty, as gardenlet does: it keeps those of others.
+func annotate(u *unstructured.Unstructured, annotations map[string]string) {
+	all := u.GetAnnotations()
+	if all == nil {
+		all = map[string]string{}
+	}
+	for key, value := range annotations {
+		if all[key] = value; value == "" {
+			delete(all, key)
 		}
-		for key, value := range annotations {
-			if all[key] = value; value == "" {
-				delete(all, key)
-			}
-		}
-		u.SetAnnotations(all)
-	})
+	}
+	u.SetAnnotations(all)
 }
 
 // limbo are the entries that were handed over and that nobody has taken yet.
@@ -263,7 +266,7 @@ type simAction struct {
 
 // act does something; pass is the one in whose middle, nil if in none.
 func (e *simEnv) act(pass *simPass) {
-	actions := slices.Concat(e.gardenlet(pass), e.tamper(pass), e.retention())
+	actions := slices.Concat(e.gardenlet(pass), e.tamper(pass), e.retention(), e.stories(pass))
 	total := 0
 	for _, a := range actions {
 		total += a.weight
@@ -328,13 +331,7 @@ func (e *simEnv) gardenlet(pass *simPass) []simAction {
 					spec["providerConfig"] = config
 				}
 				w.note("gardenlet %s configures %s: %s", d.name, own, simJSON(spec["providerConfig"]))
-				// gardenlet keeps the annotations of others.
-				annotations := u.GetAnnotations()
-				if annotations == nil {
-					annotations = map[string]string{}
-				}
-				annotations[annotationOperation], annotations[annotationTimestamp] = operationReconcile, simTimestamp()
-				u.SetAnnotations(annotations)
+				annotate(u, map[string]string{annotationOperation: operationReconcile, annotationTimestamp: simTimestamp()})
 			})
 		}},
 		{"BackupBucket poked", 3, func() bool {

@@ -127,8 +127,10 @@ func (t *simTruth) retained() {
 			if v.governance && !t.w.store.mayBypass {
 				continue
 			}
+			// A link of the chain is extended before less than half of the period is left.
+			half := t.promise(b.name).recorded.halfFrom(now).Add(-3 * time.Hour)
 			tooShort := young.After(now.Add(time.Hour)) && (v.until.Before(young.Add(-time.Hour)) || v.governance)
-			if tooShort || chain && (v.governance || !v.until.After(now)) {
+			if tooShort || chain && (v.governance || v.until.Before(half)) {
 				t.w.violation("free", "%s of %s, stored %s, is retained until %s only, recorded is %s, now is %s (chain: %t, governance: %t), its owner is %s",
 					v.key, b.name, v.created, v.until, t.promise(b.name).recorded, now, chain, v.governance, o)
 			}

@@ -46,6 +46,9 @@ func TestSimulation(t *testing.T) {
 	}
 	counts["total"] = map[string]int{"steps": each * seeds, "seeds": seeds}
 	t.Log(counts)
+	if missing := counts.missingReasons(); first == 0 && each*seeds >= 2000 && !t.Failed() && len(missing) > 0 {
+		t.Errorf("no version was extended for the reasons %q: the simulation does not come to that any more", missing)
+	}
 }
 
 // The same seed is the same run, to the last line of the trace.

@@ -84,6 +84,8 @@ type simLife struct {
 	dead   bool
 	ctx    context.Context
 	cancel context.CancelFunc
+	// metrics are those of this life.
+	metrics *metrics
 }
 
 var errSimCrashed = errors.New("the daemon has crashed")
@@ -306,6 +308,7 @@ func (w *simWorld) kill(d *simDaemon) {
 			time.Sleep(250 * time.Millisecond)
 		}
 	}
+	life.countExtended()
 	d.passes = nil
 	d.up = false
 }

@@ -317,14 +317,19 @@ func (e *simEnv) finish() {
 			return
 		}
 	}
-	// Retention ends. gardenlet asks for a reconcile of what has been as it is for 12 hours.
+	// Retention ends, and then there is time for what is due. gardenlet asks for a reconcile of what has been as it is for 12 hours.
 	for range 14 {
+		ended := e.free()
 		for _, d := range w.daemons {
 			e.annotate(d, resourceBackupBuckets, e.bucketOf(d), map[string]string{annotationOperation: operationReconcile, annotationTimestamp: simTimestamp()})
 		}
 		w.settle(12 * time.Hour)
 		if w.failed != "" {
 			return
+		}
+		if ended {
+			w.settle(12 * time.Hour)
+			break
 		}
 	}
 	if w.truth.ended(); w.failed != "" {
@@ -334,11 +339,22 @@ func (e *simEnv) finish() {
 		_ = d.api.delete(resourceBackupBuckets, "", e.bucketOf(d), nil)
 	}
 	w.settle(time.Hour)
-	for range 14 {
+	for i := 0; i < 14 && (len(w.store.buckets) > 0 || len(w.store.groups) > 0); i++ {
 		w.settle(12 * time.Hour)
 	}
 	e.collect()
 	e.ended()
+}
+
+// free says that nothing is retained any more.
+func (e *simEnv) free() bool {
+	for _, name := range e.buckets {
+		b := e.w.store.buckets[name]
+		if b != nil && slices.ContainsFunc(b.versions, func(v *simVersion) bool { return !e.w.store.free(b, v) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // ended is what holds once the BackupBuckets were deleted too.

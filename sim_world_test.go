@@ -55,6 +55,13 @@ func (c simCounts) String() string {
 	return out.String()
 }
 
+func (c simCounts) add(kind, name string, n int) {
+	if c[kind] == nil {
+		c[kind] = map[string]int{}
+	}
+	c[kind][name] += n
+}
+
 type simWorld struct {
 	rng     *rand.Rand
 	seed    uint64
@@ -89,10 +96,7 @@ func (w *simWorld) note(format string, args ...any) {
 }
 
 func (w *simWorld) count(kind, name string) {
-	if w.counts[kind] == nil {
-		w.counts[kind] = map[string]int{}
-	}
-	w.counts[kind][name]++
+	w.counts.add(kind, name, 1)
 }
 
 // simKnown are kinds of violations that do not end a run, for looking at what comes after:

@@ -37,7 +37,7 @@ const (
 var compressions = map[string]bool{"": true, ".gz": true, ".Z": true, ".zlib": true}
 
 // exclusion says whether a restore leaves a snapshot out.
-type exclusion int
+type exclusion int8
 
 const (
 	included exclusion = iota
@@ -46,38 +46,38 @@ const (
 	exclusionUnknown
 )
 
-// snapshot is one object that etcd-backup-restore takes for a snapshot.
+// snapshot is one object that etcd-backup-restore takes for a snapshot. A look holds tens of thousands, so what is small lies together.
 type snapshot struct {
 	key string
 	// name is the part of the key behind v2/ or v1/Backup-…/.
 	name string
-	full bool
 	// first and last are the revisions in the name; first is 0 for a full snapshot that etcd-backup-restore has written.
 	first, last int64
 	// named is the time in the name.
 	named       time.Time
 	compression string
-	final       bool
-	// chunk: a part of a snapshot on stores that we do not serve. A restore does not look at it.
-	chunk bool
-	// elsewhere: a restore takes the name, but reads another key, and fails.
-	elsewhere bool
 
 	// id, size and stored are those of the version that a restore reads.
 	id     string
 	size   int64
 	stored time.Time
-	// versions are how many the key has; lost says that there is none any more that a restore could read (Azure lists
-	// previous versions of a deleted blob).
-	versions int
-	lost     bool
-	// marked: there is a delete marker on the key, without which a tag does not exclude it on S3.
-	marked   bool
-	excluded exclusion
 	// until is when the retention of the version ends, zero if it has none, and held that a legal hold keeps it. Both mean
 	// nothing unless lockKnown.
 	until           time.Time
 	held, lockKnown bool
+
+	full, final bool
+	// chunk: a part of a snapshot on stores that we do not serve. A restore does not look at it.
+	chunk bool
+	// elsewhere: a restore takes the name, but reads another key, and fails.
+	elsewhere bool
+	// versions are how many the key has; lost says that there is none any more that a restore could read (Azure lists
+	// previous versions of a deleted blob).
+	versions int32
+	lost     bool
+	// marked: there is a delete marker on the key, without which a tag does not exclude it on S3.
+	marked   bool
+	excluded exclusion
 }
 
 // version is the version of the object that a restore reads.
@@ -158,6 +158,9 @@ func parseSnapshotPath(key string) (*snapshot, error) {
 		s.chunk = len(parts) == 2
 		s.name = path.Join(parts...)
 	}
+	if rest, ok := strings.CutSuffix(key, s.name); ok {
+		s.name = key[len(rest):] // which needs no memory of its own
+	}
 	s.elsewhere = path.Join(prefix, directory, s.name) != key
 	return s, s.parseName()
 }
@@ -191,7 +194,7 @@ func (s *snapshot) parseName() error {
 	}
 	s.named = time.Unix(seconds, 0).UTC()
 	if len(endings) > 1 {
-		if s.compression = "." + endings[1]; s.compression == snapshotFinal {
+		if s.compression = ending[len(endings[0]) : len(endings[0])+1+len(endings[1])]; s.compression == snapshotFinal {
 			s.compression = ""
 		}
 		s.final = "."+endings[len(endings)-1] == snapshotFinal
@@ -234,7 +237,7 @@ type snapshotKey struct {
 	err      error
 	// read says that a version was seen that a restore can read, markers that a delete marker was.
 	read, marked bool
-	versions     int
+	versions     int32
 	previous     version
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bucketwarden/test/env"
@@ -20,6 +22,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apitypes "k8s.io/apimachinery/pkg/types"
 )
 
 // retention measures how versions are extended that are not retained as long as they should be. It has an API server of its
@@ -315,15 +319,15 @@ func (b *bench) growth(ctx context.Context, n int) error {
 // listMemory measures how the daemon grows by looking at n versions, which no server here could hold: lists are made up.
 func (b *bench) listMemory(ctx context.Context, n int) error {
 	const name, each = "bench-listed", 5000
-	lists, stop, err := b.madeUpLists(each)
+	server, err := b.madeUpLists(each)
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer server.stop()
 	if err := b.start(ctx, "--verify-interval=10s"); err != nil {
 		return err
 	}
-	if err := b.retentionBucket(ctx, name, lists, "96h"); err != nil {
+	if err := b.retentionBucket(ctx, name, server.address, "96h"); err != nil {
 		return err
 	}
 	// What is listed was stored between two verifications, with margins: it is known to be retained, and nothing has to be asked.
@@ -333,15 +337,39 @@ func (b *bench) listMemory(ctx context.Context, n int) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	before, err := b.settledRSS(ctx)
+	bare, err := b.settledRSS(ctx)
 	if err != nil {
 		return err
 	}
 	names := entryNames("listed", max(1, n/each))
+	progress("%d new entries, without any version", len(names))
+	if err := b.retentionEntries(ctx, name, server.address, names); err != nil {
+		return err
+	}
+	if err := b.allLooked(ctx, names); err != nil {
+		return err
+	}
+	before, err := b.settledRSS(ctx)
+	if err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("growth of the daemon by %d new entries without versions", len(names)), "", fmt.Sprintf("%s (from %s)", mb(before-bare), mb(bare)))
 	progress("listing %d versions of %d entries", len(names)*each, len(names))
+	server.shown.Store(true)
+	// The backups of an entry whose state has come are looked at soon.
+	for _, operation := range []any{"wait-for-state", nil} {
+		if err := parallel(ctx, len(names), func(ctx context.Context, i int) error { return b.annotate(ctx, names[i], operation) }); err != nil {
+			return err
+		}
+	}
 	begun := time.Now()
 	most, err := b.peak(ctx, func() error {
-		if err := b.retentionEntries(ctx, name, lists, names); err != nil {
+		if err := env.Eventually(ctx, patience, "all versions are listed", func(context.Context) error {
+			if n := server.listed.Load(); n < int64(len(names)*each) {
+				return fmt.Errorf("%d are", n)
+			}
+			return nil
+		}); err != nil {
 			return err
 		}
 		return b.allLooked(ctx, names)
@@ -349,23 +377,44 @@ func (b *bench) listMemory(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	b.row(fmt.Sprintf("growth of the daemon by %d new entries and the list of their %d versions, all retained", len(names), len(names)*each), "at most 10 MB",
+	b.row(fmt.Sprintf("growth of the daemon by the list of %d versions of these entries, all retained", len(names)*each), "at most 10 MB",
 		fmt.Sprintf("%s (from %s), %.0f s", mb(most-before), mb(before), time.Since(begun).Seconds()))
 	return b.stop(ctx)
+}
+
+// annotate sets the annotation of an entry that says what is to be done, or removes it.
+func (b *bench) annotate(ctx context.Context, entry string, operation any) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{"gardener.cloud/operation": operation}}})
+	if err == nil {
+		_, err = b.kube.Dynamic.Resource(env.BackupEntries).Patch(ctx, entry, apitypes.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("annotating BackupEntry %s: %w", entry, err)
+	}
+	return nil
 }
 
 // listedAhead is how long after the start of a server of lists what is listed was stored.
 const listedAhead = 2 * time.Minute
 
-// madeUpLists is a server in front of MinIO in whose lists each entry has so many snapshots, and that retains them all.
-func (b *bench) madeUpLists(each int) (address string, stop func(), err error) {
+// listServer is a server in front of MinIO with lists of its own.
+type listServer struct {
+	address string
+	stop    func()
+	// shown says that there are versions in the lists, listed counts them.
+	shown  atomic.Bool
+	listed atomic.Int64
+}
+
+// madeUpLists is a server in whose lists each entry has so many snapshots, once they are shown, and that retains them all.
+func (b *bench) madeUpLists(each int) (*listServer, error) {
 	target, err := url.Parse(b.minio.Endpoint)
 	if err != nil {
-		return "", nil, fmt.Errorf("starting a server of lists: %w", err)
+		return nil, fmt.Errorf("starting a server of lists: %w", err)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", nil, fmt.Errorf("starting a server of lists: %w", err)
+		return nil, fmt.Errorf("starting a server of lists: %w", err)
 	}
 	type listedVersion struct {
 		Key, VersionId, LastModified string //nolint:revive // as S3 spells it
@@ -387,6 +436,7 @@ func (b *bench) madeUpLists(each int) (address string, stop func(), err error) {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host
 	}}
+	lists := &listServer{address: "http://" + listener.Addr().String()}
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query()
 		prefix := query.Get("prefix")
@@ -399,8 +449,11 @@ func (b *bench) madeUpLists(each int) (address string, stop func(), err error) {
 		case !query.Has("versions") || !strings.HasPrefix(prefix, "shoot--"):
 			pass.ServeHTTP(w, r)
 		default:
-			keys := snapshotKeysFrom(strings.TrimSuffix(prefix, "/"), each, at.Add(-30*time.Minute).Unix())
-			slices.Sort(keys)
+			var keys []string
+			if lists.shown.Load() {
+				keys = snapshotKeysFrom(strings.TrimSuffix(prefix, "/"), each, at.Add(-30*time.Minute).Unix())
+				slices.Sort(keys)
+			}
 			from := 0
 			if marker := query.Get("key-marker"); marker != "" {
 				from, _ = slices.BinarySearch(keys, marker)
@@ -415,10 +468,12 @@ func (b *bench) madeUpLists(each int) (address string, stop func(), err error) {
 				last := answer.Version[len(part)-1]
 				answer.NextKeyMarker, answer.NextVersionIdMarker = last.Key, last.VersionId
 			}
+			lists.listed.Add(int64(len(part)))
 			w.Header().Set("Content-Type", "application/xml")
 			_ = xml.NewEncoder(w).Encode(answer)
 		}
 	})}
+	lists.stop = func() { _ = server.Close() }
 	go func() { _ = server.Serve(listener) }()
-	return "http://" + listener.Addr().String(), func() { _ = server.Close() }, nil
+	return lists, nil
 }
