@@ -3,6 +3,7 @@
 # directory).
 CACHE = $(or $(BUCKETWARDEN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bucketwarden)
 VERSION = $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+COSIGN = github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Two kinds of builds share their packages in Go's cache: those with -race, and all others, which
@@ -13,7 +14,7 @@ TOOL = cd test && $(RELEASE) -ldflags="-X 'bucketwarden/test/env.directory=$(CUR
 # The same flags in the environment, where staticcheck finds them too.
 LINT = CGO_ENABLED=0 GOFLAGS="$$(go env GOFLAGS) -trimpath"
 
-.PHONY: build image manifests dashboard-picture report-picture demo local setup test test-unit test-e2e soak fuzz bench lint
+.PHONY: build image manifests dashboard-picture report-picture cosign demo local setup test test-unit test-e2e soak fuzz bench lint
 
 build: ## the daemon, as ./bucketwarden
 	$(RELEASE) -ldflags='-s -w -X main.release=$(VERSION)' -o bucketwarden .
@@ -58,6 +59,10 @@ dashboard-picture: ## docs/dashboard.png: the dashboard with data of a real Prom
 
 report-picture: ## docs/report.png: a report of evidence, as Chromium draws it
 	cd test && BUCKETWARDEN_REPORT_PICTURE='$(CURDIR)/docs/report.png' go test -count=1 -race -vet=off -v -run '^TestEvidenceReport$$' ./e2e
+
+# 2 GB of sources, and many minutes: only the tests that find it there run it.
+cosign: ## cosign, for the tests of evidence
+	GOBIN='$(CACHE)' go install $(COSIGN)
 
 # What it finds is written to testdata/fuzz and fails test-unit until it is mended.
 fuzz: FUZZTIME = 1m

@@ -27,7 +27,7 @@ func (p *bucketPass) observe(ctx context.Context, store Store) error {
 		return nil
 	}
 	p.observed = true
-	p.evidence.saw(p.b.Name, state, p.next.Policy, p.unknownAfter(p.b))
+	p.evidence.saw(p.b.Name, state, p.next.Policy, p.unknownAfter(p.b), passOf(ctx).clock())
 	p.showState(p.b, state)
 	return nil
 }

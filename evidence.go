@@ -47,8 +47,6 @@ const (
 	evidenceChange = "change"
 	// evidenceRotation says that this is the last statement of a key; NextKey is the one that signs from now on.
 	evidenceRotation = "rotation"
-	// evidenceAsked says that somebody has asked for it by hand. It is in no chain: sequence is 0.
-	evidenceAsked = "asked"
 )
 
 // evidence is what is said of a bucket at a time.

@@ -230,7 +230,7 @@ func (v *verifiedEvidence) bucket() string { return bucketOf(&v.Statement) }
 
 // nextKey is the key that a rotation names; nil if it is none.
 func nextKey(e *evidence) ed25519.PublicKey {
-	if e.Reason != evidenceRotation || e.Sequence == 0 {
+	if e.Reason != evidenceRotation {
 		return nil
 	}
 	keys, err := parsePublicKeys([]byte(e.NextKey))
@@ -255,8 +255,6 @@ func (c *evidenceCheck) checkBucket(chain []verifiedEvidence) []verifiedEvidence
 		v := &inside[i]
 		c.checkItself(v)
 		switch {
-		case v.Statement.Sequence == 0:
-			continue // asked for by hand, in no chain
 		case last == nil:
 			c.checkFirst(v)
 		default:

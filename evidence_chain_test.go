@@ -166,6 +166,16 @@ func TestEvidenceChain(t *testing.T) {
 			c.days(4)
 			c.stored = append(c.stored, storedEvidence{name: "big.json", content: []byte(`{"payload":"` + strings.Repeat("A", 10<<20) + `"}`)})
 		}, want: []string{"unreadable 0"}},
+		"larger than what is read": {make: func(c *evidenceChain) {
+			c.days(5)
+			c.stored[4].content = append(c.stored[4].content, strings.Repeat(" ", maxEvidence)...)
+		}, want: []string{"unreadable 0"}},
+		"verified since a time to come": {make: func(c *evidenceChain) {
+			c.days(3).add(func(e *evidence) {
+				since := e.Time.Add(time.Hour)
+				e.VerifiedSince, e.Interruption = &since, "it was not known"
+			})
+		}, want: []string{"contradiction 4"}},
 		"a missing statement": {make: func(c *evidenceChain) { c.days(5); c.stored = slices.Delete(c.stored, 2, 3) },
 			want: []string{"missing 4", "missing 4"}},
 		"the first are missing": {make: func(c *evidenceChain) { c.days(6); c.stored = c.stored[2:] }, want: []string{"missing 3"}},
@@ -254,13 +264,6 @@ func TestEvidenceChain(t *testing.T) {
 			c.stored[1].name = strings.Replace(c.stored[1].name, "0000000002", "0000000003", 1)
 		}, want: []string{"name 2"}},
 		"a name of somebody's own": {make: func(c *evidenceChain) { c.days(4); c.stored[1].name = "download (1)" }},
-		"asked for by hand": {make: func(c *evidenceChain) {
-			c.days(3)
-			asked := *c
-			asked.add(func(e *evidence) { e.Sequence, e.Previous, e.Reason = 0, "", evidenceAsked })
-			c.stored = asked.stored
-			c.days(1)
-		}, verified: 5},
 		"a rotation": {make: func(c *evidenceChain) {
 			c.days(2).rotate(testEvidenceKey(2)).days(1)
 		}},
@@ -328,6 +331,33 @@ func (c *evidenceChain) rotate(to ed25519.PrivateKey) *evidenceChain {
 	})
 	c.key = to
 	return c
+}
+
+// What is signed with a good key and is no statement of ours does not count.
+func TestEvidenceOfOtherKinds(t *testing.T) {
+	c := newEvidenceChain(t).days(1)
+	for name, change := range map[string]func(*evidenceStatement){
+		"another type":      func(s *evidenceStatement) { s.Type = "https://in-toto.io/Statement/v0.1" },
+		"another predicate": func(s *evidenceStatement) { s.PredicateType = "https://slsa.dev/provenance/v1" },
+		"another subject":   func(s *evidenceStatement) { s.Subject[0].Name += "x" },
+		"another digest":    func(s *evidenceStatement) { s.Subject[0].Digest["sha256"] = strings.Repeat("0", 64) },
+		"two subjects":      func(s *evidenceStatement) { s.Subject = append(s.Subject, s.Subject[0]) },
+		"no subject":        func(s *evidenceStatement) { s.Subject = nil },
+		"no number":         func(s *evidenceStatement) { s.Predicate.Sequence = 0 },
+		"a number below 0":  func(s *evidenceStatement) { s.Predicate.Sequence = -1 },
+		"no time":           func(s *evidenceStatement) { s.Predicate.Time = time.Time{} },
+	} {
+		statement := c.last.statement()
+		change(&statement)
+		content, err := signEvidence(statement, c.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wrong *envelopeError
+		if _, _, err := openEnvelope(content, []ed25519.PublicKey{publicOf(c.key)}); !errors.As(err, &wrong) || wrong.kind != findingUnreadable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestEvidenceDays(t *testing.T) {

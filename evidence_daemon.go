@@ -2,16 +2,16 @@
 // the last. It goes into the bucket itself, where it is retained as the backups are, and stays.
 //
 // Rules:
-//   - Three requests to the store: a list of the place of the next number, which also tells the store's time; the write; the read
-//     back. Only then it counts. All else is in memory.
-//   - The newest statement that is signed with a key of ours is where the chain goes on, in this process and after a restart: what
-//     was written without being noticed is found in the place of the next number. What somebody else has put there does not count.
+//   - One request to the store: the write, whose answer proves what was stored (writer). All else is in memory, also the store's time,
+//     which the looks at the bucket tell.
+//   - The newest statement that is signed with a key of ours is where the chain goes on. It is looked for by the first pass of a process
+//     over a bucket, and by the one that follows a failed one: what was written without being noticed is found then. What somebody
+//     else has put there does not count. Two processes that write at the same time make a fork, which verification finds.
 //   - Nothing is written of a bucket that was never ready or is being deleted: it would be retained, and the end would wait for it.
 
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
@@ -73,11 +73,10 @@ type evidenceHead struct {
 	key      int // which of our keys has signed it
 	// endpoint is where the bucket lies.
 	endpoint string
-	// offset is how far our clock is ahead of the store's. tried is when the last attempt to write a statement began.
-	offset time.Duration
-	tried  time.Time
-	// noClock says that the store has not told its time.
-	noClock bool
+	// sure says that it is the newest that there is: since it was found or written, no pass has failed or is writing.
+	sure bool
+	// tried is when the last attempt to write a statement began.
+	tried time.Time
 	// strangers are objects that are none of our statements, or an old one.
 	strangers map[string]bool
 }
@@ -174,7 +173,7 @@ func (w *evidenceWriter) due(b *backupBucket, now time.Time) bool {
 	if w.changed(b, &h, notes, now) {
 		return true
 	}
-	store := now.Add(-h.offset)
+	store := now.Add(-notes.offset)
 	slot := evidenceDay(store).Add(checkSlot(b.Name) % evidenceSpread)
 	return !evidenceDay(store).Equal(evidenceDay(h.evidence.Time)) && !store.Before(slot) &&
 		(now.Sub(notes.begun) >= evidencePatience || w.looked(b))
@@ -238,7 +237,6 @@ func (w *evidenceWriter) reconcile(ctx context.Context, key cache.ObjectName, _ 
 }
 
 // evidencePlace is where the evidence of a bucket lies, as part of what Objects, reader and writer say: the bucket itself, or files.
-// The time of a page is zero if the store's is not known.
 type evidencePlace interface {
 	pages(ctx context.Context, prefix string, from cursor) iter.Seq2[page, error]
 	endpoint() endpointRef
@@ -271,25 +269,24 @@ func (w *evidenceWriter) write(ctx context.Context, b *backupBucket) error {
 	if err != nil {
 		return err
 	}
-	keys, h, place := w.signers(), w.head(b.Name), evidencePrefix
+	keys, h := w.signers(), w.head(b.Name)
 	h.endpoint = objects.endpoint().host
-	if h.strangers == nil {
-		h.strangers = map[string]bool{}
-		w.setHead(b.Name, h)
+	known := h.sure
+	if !known {
+		if err := w.find(ctx, objects, keys, &h, b.Name); err != nil {
+			return err
+		}
 	}
-	if h.sequence > 0 {
-		place = nextEvidence(h.sequence)
-	}
-	if err := w.find(ctx, objects, keys, &h, b.Name, place); err != nil {
-		return err
-	}
-	h.tried = time.Now()
+	h.tried, h.sure = time.Now(), false // until it is written
 	w.setHead(b.Name, h)
-	if h.sequence > 0 {
+	if !known && h.sequence > 0 {
 		w.resume(b.Name, &h)
 		// It may be that the newest statement, which was not known before, says it all.
 		if due := w.due(b, h.tried.Add(evidencePause)); !due {
-			w.metrics.showEvidence(b.Name, h.evidence.Time.Add(h.offset))
+			h.sure = true
+			w.setHead(b.Name, h)
+			notes, _ := w.evidence.get(b.Name)
+			w.metrics.showEvidence(b.Name, h.evidence.Time.Add(notes.offset))
 			return nil
 		}
 	}
@@ -299,7 +296,7 @@ func (w *evidenceWriter) write(ctx context.Context, b *backupBucket) error {
 		return nil
 	}
 	e := w.describe(b, &h, notes, now)
-	e.describeEntries(w.states.in(b.Name), now, h.offset)
+	e.describeEntries(w.states.in(b.Name), now, notes.offset)
 	if w.observes {
 		e.tellWeaker(&h.evidence)
 	}
@@ -315,10 +312,11 @@ func (w *evidenceWriter) write(ctx context.Context, b *backupBucket) error {
 	if err != nil {
 		return err
 	}
-	if err := putEvidence(ctx, objects, e, content); err != nil {
+	digest := evidenceDigest(content)
+	if err := objects.write(ctx, evidencePrefix+evidenceName(e, digest), content); err != nil {
 		return err
 	}
-	h.sequence, h.digest, h.evidence, h.key = e.Sequence, evidenceDigest(content), e.forget(), 0
+	h.sequence, h.digest, h.evidence, h.key, h.sure = e.Sequence, digest, e.forget(), 0, true
 	w.setHead(b.Name, h)
 	w.evidence.told(b.Name, now, notes.leftOut)
 	if _, still := w.evidence.get(b.Name); still {
@@ -338,22 +336,6 @@ func (e evidence) forget() evidence {
 // nextEvidence is the beginning of the names behind a number.
 func nextEvidence(sequence int64) string { return fmt.Sprintf("%s%010d-", evidencePrefix, sequence+1) }
 
-// putEvidence writes a statement and reads it back: two requests.
-func putEvidence(ctx context.Context, objects evidencePlace, e *evidence, content []byte) error {
-	key := evidencePrefix + evidenceName(e, evidenceDigest(content))
-	if err := objects.write(ctx, key, content); err != nil {
-		return err
-	}
-	back, err := readObject(ctx, objects, version{key: key, size: int64(len(content))})
-	if err != nil {
-		return fmt.Errorf("reading it back: %w", err)
-	}
-	if !bytes.Equal(back, content) {
-		return errors.New("the store gives back something else than was written")
-	}
-	return nil
-}
-
 // readObject reads a small object.
 func readObject(ctx context.Context, from reader, v version) ([]byte, error) {
 	body, err := from.open(ctx, v)
@@ -364,16 +346,21 @@ func readObject(ctx context.Context, from reader, v version) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(body, maxEvidence+1))
 }
 
-// find looks under a prefix for the newest statement that is signed with a key of ours, and puts it into the head if it is newer than
-// that: one request for each page of the list, and one for each statement that has to be read, most often one.
-func (w *evidenceWriter) find(ctx context.Context, objects evidencePlace, keys evidenceKeys, h *evidenceHead, bucket, prefix string,
-) error {
-	listed, now, err := listEvidence(ctx, objects, prefix)
+// find looks for the newest statement that is signed with a key of ours, behind the one in the head if there is one, and puts it
+// there: one request for each page of a list, and one for each statement that has to be read, most often one.
+func (w *evidenceWriter) find(ctx context.Context, objects evidencePlace, keys evidenceKeys, h *evidenceHead, bucket string) error {
+	if h.strangers == nil {
+		h.strangers = map[string]bool{}
+		w.setHead(bucket, *h) // also those that a pass sees that fails
+	}
+	first := h.sequence == 0
+	prefix := evidencePrefix
+	if !first {
+		prefix = nextEvidence(h.sequence)
+	}
+	listed, err := listEvidence(ctx, objects, prefix)
 	if err != nil {
 		return err
-	}
-	if h.noClock = now.IsZero(); !h.noClock {
-		h.offset = time.Since(now)
 	}
 	tries := 0
 	for _, candidate := range slices.Backward(listed) {
@@ -405,11 +392,11 @@ func (w *evidenceWriter) find(ctx context.Context, objects evidencePlace, keys e
 		}
 		h.sequence, h.digest, h.evidence = statement.Predicate.Sequence, evidenceDigest(content), statement.Predicate.forget()
 		h.key = slices.IndexFunc(keys, func(k ed25519.PrivateKey) bool { return publicOf(k).Equal(key) })
-		if prefix == evidencePrefix {
+		if first {
 			return nil
 		}
 		// Another process may have gone on from there.
-		return w.find(ctx, objects, keys, h, bucket, nextEvidence(h.sequence))
+		return w.find(ctx, objects, keys, h, bucket)
 	}
 	if len(listed) == maxEvidenceListed && h.sequence == 0 {
 		return errors.New("there are so many objects in the place of evidence that those of ours cannot be found")
@@ -417,14 +404,12 @@ func (w *evidenceWriter) find(ctx context.Context, objects evidencePlace, keys e
 	return nil
 }
 
-// listEvidence lists the versions of objects that may be statements, by number, and tells the store's time.
-func listEvidence(ctx context.Context, objects evidencePlace, prefix string) (listed []version, now time.Time, err error) {
-	now = time.Now()
+// listEvidence lists the versions of objects that may be statements, by number.
+func listEvidence(ctx context.Context, objects evidencePlace, prefix string) (listed []version, err error) {
 	for page, err := range objects.pages(ctx, prefix, cursor{}) {
 		if err != nil {
-			return nil, now, err
+			return nil, err
 		}
-		now = page.now
 		for _, v := range page.versions {
 			if _, ok := parseEvidenceName(v.key); ok && !v.marker && v.size <= maxEvidence {
 				listed = append(listed, v)
@@ -435,16 +420,17 @@ func listEvidence(ctx context.Context, objects evidencePlace, prefix string) (li
 		}
 	}
 	slices.SortStableFunc(listed, func(v, u version) int { return cmp.Compare(v.key, u.key) })
-	return listed, now, nil
+	return listed, nil
 }
 
 // resume lets what is noted go on from the newest statement of an earlier process, or of a write that was not noticed.
 func (w *evidenceWriter) resume(bucket string, h *evidenceHead) {
-	w.evidence.told(bucket, h.evidence.Time.Add(h.offset), 0)
+	notes, _ := w.evidence.get(bucket)
+	w.evidence.told(bucket, h.evidence.Time.Add(notes.offset), 0)
 	if e := &h.evidence; e.VerifiedSince != nil && e.Observed != nil {
 		w.mu.Lock()
-		looked := laterOf(e.Observed.Add(h.offset), w.earlier[bucket])
+		looked := laterOf(e.Observed.Add(notes.offset), w.earlier[bucket])
 		w.mu.Unlock()
-		w.evidence.goOn(bucket, e.VerifiedSince.Add(h.offset), looked)
+		w.evidence.goOn(bucket, *e.VerifiedSince, looked)
 	}
 }

@@ -128,7 +128,7 @@ func TestEvidenceDaily(t *testing.T) {
 		}
 		first := h.statements()
 		key := h.stored()[0].name
-		h.wantTrace("get secrets garden/bucket-b", `store b Purge ".bucketwarden/evidence/"`, "store b Put "+key, "store b Open "+key)
+		h.wantTrace("get secrets garden/bucket-b", `store b Purge ".bucketwarden/evidence/"`, "store b Put "+key)
 		if h.metric("bucketwarden_backupbucket_evidence_timestamp_seconds", "b") != float64(time.Now().Unix()) {
 			t.Error("it is not shown when it was written")
 		}
@@ -156,40 +156,127 @@ func TestEvidenceDaily(t *testing.T) {
 	})
 }
 
-// A statement costs three requests: the place of the next, the write, the read back.
+// A statement costs one request, the write. Only the first of a process has to find where the chain is, and the one after a failure.
 func TestEvidenceRequests(t *testing.T) {
 	withEvidence(t, func(h *evidenceHarness) {
 		h.live(2 * time.Hour)
-		h.cloud.buckets["b"].state.Policy = Policy{Days: 9, Locked: true}
-		before := len(h.stored())
-		h.live(0)
-		var calls []string
-		for _, call := range h.storeCalls() {
-			calls = append(calls, strings.Fields(call)[2])
+		before, days := len(h.stored()), int32(locked4d.Days)
+		want := func(wrong int, calls ...string) {
+			t.Helper()
+			days++
+			h.cloud.buckets["b"].state.Policy = Policy{Days: days, Locked: true}
+			errs := h.live(0)
+			var got []string
+			for _, call := range h.storeCalls() {
+				got = append(got, strings.Fields(call)[2])
+			}
+			if before++; len(errs) != wrong || len(h.stored()) != before || !slices.Equal(got, calls) {
+				t.Errorf("%d statements instead of %d for %q, want %q; %v", len(h.stored()), before, h.trace, calls, errs)
+			}
+			time.Sleep(testVerifyInterval)
 		}
-		if len(h.stored()) != before+1 || !slices.Equal(calls, []string{"Purge", "Put", "Open"}) {
-			t.Errorf("%d more statements for %q", len(h.stored())-before, h.trace)
-		}
+		want(0, "Put")
+		want(0, "Put")
+		h.restart()
+		want(0, "Purge", "Open", "Put")
+		want(0, "Put")
+		h.cloud.fail["written"] = unavailable
+		want(1, "Put")
+		delete(h.cloud.fail, "written")
+		want(0, "Purge", "Open", "Purge", "Put")
+		want(0, "Put")
 		all := h.statements()
-		if last := all[len(all)-1]; !last.Foreign || !last.has(evidenceForeign) || last.Reason != evidenceChange {
+		if last := all[len(all)-1]; !last.Foreign || !last.has(evidenceForeign) || last.Reason != evidenceChange || last.Policy.Days != days {
 			t.Errorf("the last is %+v", last)
 		}
 	})
 }
 
-// What cannot be read back does not count as stored, and is found once it can be.
-func TestEvidenceIsReadBack(t *testing.T) {
+// A store that stores something else than it says goes unnoticed until somebody verifies. The chain goes on.
+func TestEvidenceThatIsStoredWrong(t *testing.T) {
 	withEvidence(t, func(h *evidenceHarness) {
+		h.live(26 * time.Hour)
+		n := len(h.statements())
 		h.cloud.garbles = true
-		if errs := h.live(0); len(errs) != 1 || !strings.Contains(errs[0].Error(), "gives back something else") {
-			t.Errorf("a store that gives back something else: %v", errs)
-		}
-		h.wantMetric(0, "bucketwarden_backupbucket_evidence_timestamp_seconds", "b")
+		h.buckets.evidence.note("b", evidenceDenial, "denied")
+		h.live(0)
 		h.cloud.garbles = false
-		h.live(2 * testVerifyInterval)
-		if all := h.statements(); len(all) != 1 {
+		h.live(26 * time.Hour)
+		h.restart()
+		h.live(26 * time.Hour)
+		if all := h.statements(findingUnreadable+" 0", fmt.Sprintf("%s %d", findingMissing, n+2)); len(all) != n+2 {
 			t.Errorf("then there is %q", reasonsOf(all))
 		}
+	})
+}
+
+// Times are the store's, whose answers tell whole seconds of it: what was stated once stays as it is, whatever becomes of the clocks.
+func TestEvidenceOfSteadyTimes(t *testing.T) {
+	withEvidence(t, func(h *evidenceHarness) {
+		time.Sleep(700 * time.Millisecond)
+		begun := time.Now()
+		h.live(26 * time.Hour)
+		for _, ahead := range []time.Duration{300 * time.Millisecond, -400 * time.Millisecond, 900 * time.Millisecond, 0, 30 * time.Second} {
+			h.cloud.offset = ahead
+			h.live(26 * time.Hour)
+		}
+		all := h.statements()
+		last := all[len(all)-1]
+		if !last.VerifiedSince.Equal(begun.Truncate(time.Second)) || last.Time.Sub(time.Now().Add(30*time.Second)).Abs() > 26*time.Hour ||
+			last.ClockOffset > -29 {
+			t.Errorf("begun at %v, the last is %+v", begun, last)
+		}
+		h.restart()
+		h.live(26 * time.Hour)
+		h.statements()
+	})
+}
+
+// A store whose clock goes back, or that lies in its date, is found by whoever verifies, and so are two daemons that write at once.
+func TestEvidenceOfWrongClocks(t *testing.T) {
+	for _, back := range []time.Duration{90 * time.Minute, 10000 * time.Hour} {
+		withEvidence(t, func(h *evidenceHarness) {
+			h.live(2 * time.Hour)
+			h.buckets.evidence.note("b", evidenceDenial, "denied")
+			h.live(0)
+			time.Sleep(testVerifyInterval)
+			h.cloud.offset = -back
+			h.buckets.evidence.note("b", evidenceDenial, "denied again")
+			h.live(0)
+			var found []string
+			_, findings, _ := readEvidence(eachStored(h.stored()), evidenceQuery{keys: h.keys.public()})
+			for _, f := range findings {
+				found = append(found, f.Kind)
+			}
+			if !slices.Contains(found, findingClock) {
+				t.Errorf("a clock that goes back by %v: found %v", back, findings)
+			}
+		})
+	}
+	withEvidence(t, func(h *evidenceHarness) {
+		h.cloud.timeless = true
+		h.live(2 * time.Hour)
+		for _, e := range h.statements() {
+			if !strings.Contains(strings.Join(e.Unknown, " "), "The store's time is not known") {
+				t.Errorf("without a date there is %+v", e)
+			}
+		}
+	})
+}
+
+func TestEvidenceOfTwoDaemons(t *testing.T) {
+	withEvidence(t, func(h *evidenceHarness) {
+		h.live(26 * time.Hour)
+		n := len(h.statements())
+		one, log := h.writer, h.buckets.evidence
+		h.restart()
+		h.live(0) // the other one has found where the chain is
+		h.live(26 * time.Hour)
+		other, otherLog := h.writer, h.buckets.evidence
+		h.writer, h.buckets.evidence, h.buckets.askEvidence = one, log, one.ask
+		h.live(0)
+		h.statements(fmt.Sprintf("%s %d", findingFork, n+1))
+		h.writer, h.buckets.evidence, h.buckets.askEvidence = other, otherLog, other.ask
 	})
 }
 
@@ -318,6 +405,48 @@ func TestEvidenceAfterRestart(t *testing.T) {
 		}
 		if len(verified) < n+4 {
 			t.Errorf("with junk there are %d statements, there were %d", len(verified), n+2)
+		}
+	})
+}
+
+// The first statement waits until the backups of all entries have been looked at, but not for ever.
+func TestEvidenceWaitsForEntries(t *testing.T) {
+	for name, test := range map[string]struct {
+		checked bool
+		before  int
+	}{"not looked at": {false, 0}, "looked at": {true, 1}} {
+		withEvidence(t, func(h *evidenceHarness) {
+			state := entryState{bucket: "b"}
+			if test.checked {
+				state.checked = time.Now()
+			}
+			h.metrics.entries.states["e"] = state
+			h.live(evidencePatience - testVerifyInterval)
+			if all := h.statements(); len(all) != test.before {
+				t.Errorf("%s: there is %q", name, reasonsOf(all))
+			}
+			h.live(2 * testVerifyInterval)
+			if all := h.statements(); len(all) != 1 {
+				t.Errorf("%s: then there is %q", name, reasonsOf(all))
+			}
+		})
+	}
+}
+
+// However many objects somebody has put there, one pass looks at some of them, and the next goes on.
+func TestEvidenceBehindManyStrangers(t *testing.T) {
+	withEvidence(t, func(h *evidenceHarness) {
+		for i := range 2*maxEvidenceTries + 1 {
+			h.cloud.buckets["b"].objects[fmt.Sprintf("%s%010d-2026-01-03-%s.json", evidencePrefix, 100+i, strings.Repeat("a", 32))] =
+				memObject{content: []byte("x"), size: 1}
+		}
+		for pass, want := range []int{0, 0, 1} {
+			errs := h.live(0)
+			verified, _, _ := readEvidence(eachStored(h.stored()), evidenceQuery{keys: h.keys.public()})
+			if len(verified) != want || (len(errs) == 0) != (want > 0) {
+				t.Errorf("pass %d: %d statements, %v", pass, len(verified), errs)
+			}
+			time.Sleep(testVerifyInterval)
 		}
 	})
 }
@@ -466,7 +595,7 @@ func TestEvidenceAndDeletion(t *testing.T) {
 // Without --evidence a pass leaves nothing.
 func TestEvidenceIsOff(t *testing.T) {
 	var l *evidenceLog
-	l.saw("b", BucketState{}, Policy{}, 0)
+	l.saw("b", BucketState{}, Policy{}, 0, nil)
 	l.note("b", evidenceDrift, "x")
 	l.forget("b")
 	if _, ok := l.get("b"); ok {
@@ -482,7 +611,7 @@ func TestEvidenceIsOff(t *testing.T) {
 
 func TestEvidenceLogIsBounded(t *testing.T) {
 	l := newEvidenceLog()
-	l.saw("b", BucketState{Exists: true, Policy: locked4d}, locked4d, time.Hour)
+	l.saw("b", BucketState{Exists: true, Policy: locked4d}, locked4d, time.Hour, nil)
 	for range 1000 {
 		l.note("b", evidenceDenial, "%s", strings.Repeat("é", 10000))
 		l.note("unknown", evidenceDenial, "x")

@@ -29,14 +29,14 @@ func statedPolicy(p Policy) *evidencePolicy { return &evidencePolicy{Days: p.Day
 func (w *evidenceWriter) describe(b *backupBucket, h *evidenceHead, notes evidenceNotes, now time.Time) *evidence {
 	want, record := w.scope.readBucket(b)
 	provider := w.provider(&b.object)
-	e := &evidence{Time: *storeTime(now, h.offset), ClockOffset: h.offset.Round(100 * time.Millisecond).Seconds(), Writer: buildVersion(),
-		Bucket: evidenceBucket{Name: b.Name, UID: string(b.UID), Type: b.Type, Store: provider.name(), Region: b.Region,
+	e := &evidence{Time: *storeTime(now, notes.offset), ClockOffset: notes.offset.Round(100 * time.Millisecond).Seconds(),
+		Writer: buildVersion(), Bucket: evidenceBucket{Name: b.Name, UID: string(b.UID), Type: b.Type, Store: provider.name(), Region: b.Region,
 			Origin: string(record.Origin), Endpoint: h.endpoint},
 		VerifyInterval: w.interval(b).Seconds(), Record: statedPolicy(record.Policy), Probe: notes.probe, NotClaimed: evidenceNotClaimed,
 		UnprotectedVersions: notes.unprotected, EventsLeftOut: notes.leftOut}
 	for i := range notes.events {
 		event := notes.events[i]
-		event.Time = *storeTime(event.Time, h.offset)
+		event.Time = *storeTime(event.Time, notes.offset)
 		e.Events = append(e.Events, event)
 	}
 	unknown := func(format string, args ...any) { e.Unknown = append(e.Unknown, fmt.Sprintf(format, args...)) }
@@ -45,13 +45,13 @@ func (w *evidenceWriter) describe(b *backupBucket, h *evidenceHead, notes eviden
 	} else {
 		unknown("What the spec asks for cannot be read: %s", sentence(want.err))
 	}
-	if h.noClock {
+	if notes.timeless || notes.unanswered(now) {
 		unknown("The store's time is not known. All times are by the clock of bucketwarden, less what it was ahead of the store's before.")
 	}
 	if w.observes {
 		e.describeObserved()
 	}
-	e.describeAnswer(notes, h.offset, now, stronger(want.Policy, record.Policy), unknown)
+	e.describeAnswer(notes, now, stronger(want.Policy, record.Policy), unknown)
 	switch c, _ := findCondition(b.Conditions, conditionHardened); {
 	case w.observes: // what an earlier daemon has left there is not confirmed by anybody
 		unknown(hardeningUnknown)
@@ -95,10 +95,8 @@ func (e *evidence) tellWeaker(before *evidence) {
 }
 
 // describeAnswer says what the store has answered, and what follows from that.
-func (e *evidence) describeAnswer(notes evidenceNotes, offset time.Duration, now time.Time, wanted Policy,
-	unknown func(string, ...any)) {
-	live, earlier := notes.live, notes.earlier
-	unanswered := notes.observed.IsZero() || now.Sub(notes.observed) > notes.limit
+func (e *evidence) describeAnswer(notes evidenceNotes, now time.Time, wanted Policy, unknown func(string, ...any)) {
+	live, earlier, offset, unanswered := notes.live, notes.earlier, notes.offset, notes.unanswered(now)
 	if unanswered && notes.observed.After(notes.since) && !notes.since.IsZero() {
 		earlier = append(earlier, evidenceStretch{From: notes.since, Until: notes.observed})
 	}
@@ -113,7 +111,9 @@ func (e *evidence) describeAnswer(notes evidenceNotes, offset time.Duration, now
 	e.Policy = statedPolicy(live.Policy)
 	e.Policy.DefaultOnly, e.Policy.Appends, e.Policy.Extensions = !live.Default.None(), live.Appends, live.Extensions
 	e.Foreign = live.Policy.strongerThan(wanted)
-	e.VerifiedSince, e.Interruption = storeTime(notes.since, offset), notes.interruption
+	if e.Interruption = notes.interruption; !notes.since.IsZero() {
+		e.VerifiedSince = &notes.stated
+	}
 	if !live.Exists {
 		unknown("The store says that there is no such bucket.")
 	}

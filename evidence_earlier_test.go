@@ -14,7 +14,7 @@ func TestEvidenceLogRemembersEarlierTimes(t *testing.T) {
 		promised, limit := Policy{Days: 4, Locked: true}, 15*time.Minute
 		look := func(after time.Duration, live Policy) {
 			time.Sleep(after)
-			l.saw("bucket", BucketState{Exists: true, Policy: live}, promised, limit)
+			l.saw("bucket", BucketState{Exists: true, Policy: live}, promised, limit, nil)
 		}
 		want := func(from, until time.Duration) {
 			t.Helper()
@@ -55,7 +55,8 @@ func TestEvidenceLogRemembersEarlierTimes(t *testing.T) {
 		notes, _ := l.get("bucket")
 		notes.since = notes.since.Add(-time.Minute)
 		var e evidence
-		e.describeAnswer(notes, time.Second, time.Now(), promised, func(string, ...any) {})
+		notes.offset = time.Second
+		e.describeAnswer(notes, time.Now(), promised, func(string, ...any) {})
 		if n := len(e.Earlier); n != 2 || !e.Earlier[1].Until.Equal(begin.Add(time.Hour-time.Second).Truncate(time.Second)) {
 			t.Errorf("%+v", e.Earlier)
 		}

@@ -4,8 +4,7 @@
 // Rules:
 //   - A file is whole or not there: it is written under another name, synced and renamed. Files that are there are never changed.
 //   - No path leads out of the directory, whatever a bucket is called.
-//   - The store is asked for nothing but its time: one list of a place where nothing is. Without an answer our time counts, and the
-//     statement says so.
+//   - The store is asked for nothing: the looks at the bucket tell its time.
 
 package main
 
@@ -21,21 +20,15 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
-
-	"k8s.io/klog/v2"
 )
 
 // evidenceTemporary is the name of a file that is not whole yet. Those who verify do not read it.
 const evidenceTemporary = ".part"
 
-// evidenceClock is a place where nothing is, listed for the store's time.
-const evidenceClock = evidencePrefix + "clock/"
-
 // evidenceDirectory is the place of evidence of one bucket in a directory.
 type evidenceDirectory struct {
 	root, bucket string
-	// store is what lies in the bucket. Only its endpoint and its clock are used.
+	// store is what lies in the bucket. Only its endpoint is used.
 	store Objects
 }
 
@@ -75,8 +68,8 @@ func (d *evidenceDirectory) in(f func(*os.Root) error) error {
 	return f(bucket)
 }
 
-// pages implements evidencePlace. Its time is zero if the store does not answer.
-func (d *evidenceDirectory) pages(ctx context.Context, prefix string, _ cursor) iter.Seq2[page, error] {
+// pages implements evidencePlace.
+func (d *evidenceDirectory) pages(_ context.Context, prefix string, _ cursor) iter.Seq2[page, error] {
 	return func(yield func(page, error) bool) {
 		var found page
 		err := d.in(func(bucket *os.Root) error {
@@ -95,21 +88,8 @@ func (d *evidenceDirectory) pages(ctx context.Context, prefix string, _ cursor) 
 			return
 		}
 		slices.SortFunc(found.versions, func(v, w version) int { return cmp.Compare(v.key, w.key) })
-		found.now = d.now(ctx)
 		yield(found, nil)
 	}
-}
-
-// now is the store's time; zero if it does not answer.
-func (d *evidenceDirectory) now(ctx context.Context) time.Time {
-	for page, err := range d.store.pages(ctx, evidenceClock, cursor{}) {
-		if err != nil {
-			klog.FromContext(ctx).Info("The store does not tell its time for the evidence", "bucket", d.bucket, "reason", err.Error())
-			return time.Time{}
-		}
-		return page.now
-	}
-	return time.Time{}
 }
 
 // open implements evidencePlace.

@@ -38,9 +38,13 @@ type evidenceNotes struct {
 	live            BucketState
 	// limit is how long an answer counts.
 	limit time.Duration
-	// since is since when the bucket is verified, zero if it is not; interruption is what has ended it, or how it began.
-	since        time.Time
-	interruption string
+	// offset is how far our clock is ahead of the store's, as it has told its time last; timeless says that its last answer did not.
+	offset   time.Duration
+	timeless bool
+	// since is since when the bucket is verified, zero if it is not; interruption is what has ended it, or how it began. stated is
+	// since by the store's clock: it stays as it is, whatever becomes of the clocks.
+	since, stated time.Time
+	interruption  string
 	// earlier are such times that have ended since the last statement.
 	earlier     []evidenceStretch
 	events      []evidenceEvent
@@ -62,8 +66,8 @@ func (l *evidenceLog) change(bucket string, f func(*evidenceNotes)) {
 }
 
 // saw notes what the store has just answered about a bucket, and what its record or, to an observer, its spec makes one expect. An
-// answer counts for limit.
-func (l *evidenceLog) saw(bucket string, live BucketState, expected Policy, limit time.Duration) {
+// answer counts for limit. ahead is how far our clock is ahead of the store's; nil if its answer did not tell.
+func (l *evidenceLog) saw(bucket string, live BucketState, expected Policy, limit time.Duration, ahead *time.Duration) {
 	if l == nil {
 		return
 	}
@@ -81,15 +85,23 @@ func (l *evidenceLog) saw(bucket string, live BucketState, expected Policy, limi
 			n.end("nobody heard from the store about the bucket until " + formatTime(now))
 		}
 	}
+	if n.timeless = ahead == nil; !n.timeless {
+		n.offset = *ahead
+	}
 	switch {
 	case !expected.Locked:
 		n.end("no lock was expected of the bucket")
 	case !live.Exists || live.Policy.weakerThan(expected):
 		n.end("the store said " + live.Policy.String() + " at " + formatTime(now))
 	case n.since.IsZero():
-		n.since = now
+		n.since, n.stated = now, *storeTime(now, n.offset)
 	}
 	n.observed, n.live, n.limit = now, live, limit
+}
+
+// unanswered says that the store has not answered for so long that what it said does not count.
+func (n *evidenceNotes) unanswered(now time.Time) bool {
+	return n.observed.IsZero() || now.Sub(n.observed) > n.limit
 }
 
 // end notes that the bucket is not verified any more, and until when it was: until the answer before this one.
@@ -160,13 +172,14 @@ func (l *evidenceLog) told(bucket string, until time.Time, leftOut int64) {
 	})
 }
 
-// goOn notes that an earlier process had verified a bucket since a time, and looked at it last at another one: without a gap, it
-// counts on. With one it still counts for what it was.
-func (l *evidenceLog) goOn(bucket string, since, looked time.Time) {
+// goOn notes that an earlier process had verified a bucket since a time, by the store's clock, and looked at it last at another one, by
+// ours: without a gap, it counts on. With one it still counts for what it was.
+func (l *evidenceLog) goOn(bucket string, stated, looked time.Time) {
 	l.change(bucket, func(n *evidenceNotes) {
+		since := stated.Add(n.offset)
 		switch before := (evidenceStretch{From: since, Until: looked}); {
 		case !n.since.IsZero() && n.since.Equal(n.begun) && n.since.Sub(looked) <= n.limit && since.Before(n.since):
-			n.since, n.interruption = since, ""
+			n.since, n.stated, n.interruption = since, stated, ""
 		case looked.After(since) && looked.Before(n.begun) && !slices.Contains(n.earlier, before):
 			n.earlier = slices.Insert(n.earlier, 0, before)
 		}

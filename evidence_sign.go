@@ -176,7 +176,7 @@ func (s *sealed) statement() (*evidenceStatement, error) {
 		return wrong("its predicate is a %q, not evidence of bucketwarden", cut(of.PredicateType, 100))
 	case len(of.Subject) != 1 || of.Subject[0].Name != want.Name || of.Subject[0].Digest["sha256"] != want.Digest["sha256"]:
 		return wrong("its subject is not the bucket that it tells of")
-	case of.Predicate.Sequence < 0 || of.Predicate.Time.IsZero():
+	case of.Predicate.Sequence < 1 || of.Predicate.Time.IsZero():
 		return wrong("it has no sequence or no time")
 	}
 	return &of, nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -523,6 +524,7 @@ func (h *harness) pass(ctx context.Context, reconcile reconcileFunc, name string
 	h.trace, h.recorder.events = nil, nil
 	h.core.ClearActions()
 	h.dyn.ClearActions()
+	ctx = context.WithValue(ctx, passContext{}, &pass{})
 	wait, err := reconcile(klog.NewContext(ctx, klog.New(harnessLogs{h.t})), cache.ObjectName{Name: name}, wanted)
 	if after := harnessJSON(h.t, cached); after != before {
 		h.t.Errorf("the pass changed the cache from\n%s\nto\n%s", before, after)
@@ -796,8 +798,10 @@ type memStore struct {
 	// is not 0.
 	beforePut func()
 	failPut   int
-	// garbles: what is read is not what was written.
+	// garbles: what is stored is not what was written.
 	garbles bool
+	// timeless: its answers have no Date.
+	timeless bool
 }
 
 type memBucket struct {
@@ -1026,10 +1030,15 @@ func (c *memClient) existing(method string) *memBucket {
 	return b
 }
 
-func (c *memClient) Observe(context.Context) (BucketState, error) {
+func (c *memClient) Observe(ctx context.Context) (BucketState, error) {
 	if err := c.call("Observe", ""); err != nil {
 		return BucketState{}, err
 	}
+	date := c.now().UTC().Format(http.TimeFormat)
+	if c.timeless {
+		date = ""
+	}
+	passOf(ctx).hear(date)
 	b := c.buckets[c.ref.Name]
 	if b == nil {
 		return BucketState{}, nil
@@ -1142,6 +1151,9 @@ func (c *memClient) write(ctx context.Context, key string, content []byte) error
 	}
 	o := c.buckets[c.ref.Name].objects[key]
 	o.content, o.size = slices.Clone(content), int64(len(content))
+	if c.garbles {
+		o.content[0] ^= 1
+	}
 	c.buckets[c.ref.Name].objects[key] = o
 	return c.fail["written"]
 }
@@ -1154,9 +1166,6 @@ func (c *memClient) open(_ context.Context, v version) (io.ReadCloser, error) {
 	o, ok := c.existing("Open").objects[v.key]
 	if !ok {
 		return nil, &storeError{err: errNoVersion}
-	}
-	if c.garbles {
-		return io.NopCloser(strings.NewReader("garbled")), nil
 	}
 	return io.NopCloser(bytes.NewReader(o.content)), nil
 }

@@ -158,7 +158,7 @@ func (o *bucketObserver) look(ctx context.Context, b *backupBucket) (time.Durati
 		o.forget(b.Name) // its owner has deleted it
 		return o.interval(b), nil
 	}
-	p.evidence.saw(b.Name, p.live, p.wanted(), o.unknownAfter(b))
+	p.evidence.saw(b.Name, p.live, p.wanted(), o.unknownAfter(b), passOf(ctx).clock())
 	o.showState(b, p.live)
 	p.showChanges(ctx)
 	found := o.findDrift(p)

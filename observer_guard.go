@@ -62,19 +62,23 @@ func refuseButProbe(r *http.Request) error {
 }
 
 // isCanaryPath says that an address is that of a canary: behind nothing, a bucket, or an account and a bucket. The name of one has no
-// character that would be written in another way.
+// character that would be written in another way, but for the slashes: the SDK of Azure escapes them.
 func isCanaryPath(at *url.URL) bool {
-	if at.RawPath != "" {
+	above, _, found := strings.Cut(at.Path, "/"+probePrefix)
+	if !found {
 		return false
 	}
-	above, _, found := strings.Cut(at.Path, "/"+probePrefix)
+	key := at.Path[len(above)+1:]
+	if raw := at.RawPath; raw != "" && raw != at.Path && raw != above+"/"+url.PathEscape(key) {
+		return false
+	}
 	parts := strings.Split(strings.TrimPrefix(above, "/"), "/")
 	for _, part := range parts {
 		if part == "." || part == ".." || part == "" && above != "" {
 			return false
 		}
 	}
-	return found && len(parts) <= 2 && isCanary(at.Path[len(above)+1:])
+	return len(parts) <= 2 && isCanary(key)
 }
 
 // observeTransport is the way to the API server.

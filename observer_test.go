@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -622,6 +623,8 @@ func TestObserverGuardWithProbe(t *testing.T) {
 		{"PUT", "/b" + canary + "?retention&versionId=1", false},
 		{"DELETE", "/b" + canary + "?versionId=1", false},
 		{"DELETE", "/account/b" + canary, false},
+		{"DELETE", "/account/b/" + url.PathEscape(canary[1:]), false},
+		{"DELETE", "/account%2Fb/" + url.PathEscape(canary[1:]), true},
 		{"POST", "/b" + canary, true},
 		{"POST", "/b?delete", true},
 		{"PUT", "/b?object-lock", true},
@@ -645,6 +648,24 @@ func TestObserverGuardWithProbe(t *testing.T) {
 		}
 		if err := (&config{observe: true}).refusesOfStores()(r); (err == nil) != (test.method == "GET") {
 			t.Errorf("without --probe %s %s: %v", test.method, test.address, err)
+		}
+	}
+}
+
+// What the SDKs make of a request for a canary gets through, and nothing else that changes something.
+func TestObserverProbesWithSDKs(t *testing.T) {
+	onS3, onAzure := newFakeS3(t, false), newFakeAzure(t)
+	onAzure.container = true
+	bucket := onS3.custom("eu-west-1")
+	bucket.transport.refuse, onAzure.clients.transport.refuse = refuseButProbe, refuseButProbe
+	for name, store := range map[string]Objects{"S3": bucket, "Azure": onAzure.entry(Policy{})} {
+		if _, err := store.(attacker).plant(t.Context(), newCanaryKey()); err != nil {
+			t.Errorf("%s: a canary: %v", name, err)
+		}
+		for _, key := range []string{"x", probePrefix + "x", canaryPrefix + "ABCDEFGHIJK%", "a/b/" + newCanaryKey()} {
+			if err := store.Put(t.Context(), key); !errors.As(err, new(*observeError)) {
+				t.Errorf("%s: %s: %v", name, key, err)
+			}
 		}
 	}
 }

@@ -7,6 +7,8 @@ package main
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
+	"time"
 )
 
 // pass is one pass over an object, which its context knows.
@@ -21,6 +23,8 @@ type pass struct {
 	atStore bool
 	// leading says why this replica must not change anything any more; nil if it always may.
 	leading func() error
+	// ahead is how far our clock was ahead of that of the store that has answered last; nil if that one did not tell its time.
+	ahead atomic.Pointer[time.Duration]
 }
 
 type passContext struct{}
@@ -29,6 +33,26 @@ type passContext struct{}
 func passOf(ctx context.Context) *pass {
 	p, _ := ctx.Value(passContext{}).(*pass)
 	return p
+}
+
+// hear notes when, by its own clock, a store has just answered: the Date of the answer, in whole seconds.
+func (p *pass) hear(date string) {
+	if p == nil {
+		return
+	}
+	p.ahead.Store(nil)
+	if at, err := http.ParseTime(date); err == nil {
+		ahead := time.Since(at)
+		p.ahead.Store(&ahead)
+	}
+}
+
+// clock is how far our clock is ahead of that of the store that has answered last; nil if that is not known.
+func (p *pass) clock() *time.Duration {
+	if p == nil {
+		return nil
+	}
+	return p.ahead.Load()
 }
 
 // mayChange says why a request with a method must not be made by this replica.

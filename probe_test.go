@@ -334,6 +334,36 @@ func TestProbeInterrupted(t *testing.T) {
 	}
 }
 
+// What earlier processes have left is deleted once its retention has ended, and not tried before.
+func TestProbeTidiesInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newProbeWorld(t, lockedPolicy(3))
+		store := w.store(nil)
+		for range 3 {
+			if _, err := store.plant(t.Context(), newCanaryKey()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		for day := range 6 {
+			if _, err := w.round(store, store); err != nil {
+				t.Fatal(err)
+			}
+			for i, call := range w.calls {
+				// The control of a deletion is made on the canary itself.
+				if call == "discard" && w.keys[i] != w.canaries.current.key && day < 3 {
+					t.Errorf("day %d: what is retained is to be deleted: %q", day, w.calls)
+				}
+			}
+			time.Sleep(25 * time.Hour)
+		}
+		if canaries, markers := w.stored(); canaries > 2 || markers > 0 {
+			t.Errorf("in the end there are %d canaries and %d markers", canaries, markers)
+		}
+		w.check()
+	})
+}
+
 // A canary that somebody holds, or has deleted, does not mislead the next rounds.
 func TestProbeStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -293,3 +293,22 @@ func TestNextProbe(t *testing.T) {
 		t.Errorf("all come within %d hours", len(times))
 	}
 }
+
+// What was found of a bucket says nothing of another one that takes its name, and a lock that can be taken away is not proven.
+func TestProbesOfAnotherBucket(t *testing.T) {
+	p, b, now := &probes{}, &backupBucket{}, time.Now()
+	b.Name, b.UID = "b", "1"
+	p.of(b, now)
+	result := probeResult{credentials: probeWithBucket, retained: true, attacks: []probeAttack{{name: attackDelete, outcome: refusedByLock}}}
+	p.note(b.Name, now, result)
+	if p.of(b, now); len(p.last(b.Name)) != 1 || !result.proven() {
+		t.Errorf("of the same bucket: %v", p.last(b.Name))
+	}
+	b.UID = "2"
+	if p.of(b, now); len(p.last(b.Name)) != 0 {
+		t.Errorf("of another bucket: %v", p.last(b.Name))
+	}
+	if result.removable = true; result.proven() {
+		t.Error("what can be taken away is proven")
+	}
+}

@@ -71,7 +71,8 @@ const (
 
 // writer is an Objects that writes more than empty objects.
 type writer interface {
-	// write writes a small object under a key that nobody uses: one request.
+	// write writes a small object under a key that nobody uses: one request. A checksum of the content goes with it, which the store
+	// checks: without an error it is stored as it is.
 	write(ctx context.Context, key string, content []byte) error
 }
 

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
@@ -310,8 +311,10 @@ func (e *azureEntry) Put(ctx context.Context, key string) error { return e.write
 
 // write implements writer.
 func (e *azureEntry) write(ctx context.Context, key string, content []byte) error {
+	sum := md5.Sum(content)
+	options := &blockblob.UploadOptions{TransactionalValidation: blob.TransferValidationTypeMD5(sum[:])}
 	_, err := azureCall(ctx, "Blobs.Put", func(ctx context.Context) (blockblob.UploadResponse, error) {
-		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(content)), nil)
+		return e.blobs.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(bytes.NewReader(content)), options)
 	})
 	if err != nil {
 		return e.fail(err)

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"encoding/base64"
 	"errors"
 	"io"
 	"maps"
@@ -289,5 +291,27 @@ func TestAzureContentOfAVersion(t *testing.T) {
 	}
 	if err := entry.setTags(t.Context(), v, map[string]string{excludeTag: excludeValue}); err != nil {
 		t.Error(err)
+	}
+}
+
+// With what is written goes a checksum that the store checks, so that nobody has to read it back.
+func TestWritesAreChecked(t *testing.T) {
+	content := []byte("content")
+	sum := md5.Sum(content)
+	want := base64.StdEncoding.EncodeToString(sum[:])
+	onS3 := newFakeS3(t, false)
+	if err := onS3.custom("eu-west-1").write(t.Context(), "a/x", content); err != nil {
+		t.Fatal(err)
+	}
+	if got := onS3.headers["PutObject"].Get("Content-Md5"); got != want {
+		t.Errorf("S3: the checksum is %q, want %q", got, want)
+	}
+	onAzure := newFakeAzure(t)
+	onAzure.container = true
+	if err := onAzure.entry(Policy{}).(writer).write(t.Context(), "a/x", content); err != nil {
+		t.Fatal(err)
+	}
+	if got := onAzure.headers["Put"].Get("Content-Md5"); got != want {
+		t.Errorf("Azure: the checksum is %q, want %q", got, want)
 	}
 }

@@ -111,6 +111,7 @@ func (t *storeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		tellFailure(r, p, err)
 		return nil, err
 	}
+	p.hear(response.Header.Get("Date"))
 	if p != nil && p.endpoints != nil {
 		if after := throttledFor(response, time.Now()); after > 0 {
 			p.endpoints.throttled(p, r.URL.Host, after)

@@ -1,11 +1,17 @@
 package e2e
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"bucketwarden/test/env"
 )
 
 // proof is what Prometheus has recorded of a bucket, a sample each quarter of an hour (deploy/alerts_test.yaml tests which), and whether
@@ -87,5 +93,94 @@ func TestMonitoringAuditorsQuery(t *testing.T) {
 		}})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// auditor runs commands of docs/audit.md on a copy of the example.
+type auditor struct {
+	t         *testing.T
+	directory string
+}
+
+func newAuditor(t *testing.T) *auditor {
+	a := &auditor{t, t.TempDir()}
+	must(t, os.CopyFS(a.path(), os.DirFS("../../docs/audit-example")))
+	return a
+}
+
+func (a *auditor) path(parts ...string) string {
+	return filepath.Join(append([]string{a.directory, "docs", "audit-example"}, parts...)...)
+}
+
+// run returns what the last command has printed, and whether it has succeeded. cosign is where that is.
+func (a *auditor) run(cosign string, commands ...string) (string, bool) {
+	a.t.Helper()
+	cmd := exec.CommandContext(a.t.Context(), "sh", "-c", strings.Join(commands, "\n"))
+	cmd.Dir = a.directory
+	cmd.Env = append(os.Environ(), "HOME="+a.directory, "PATH="+filepath.Dir(cosign)+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil && !errors.As(err, new(*exec.ExitError)) {
+		a.t.Fatal(err)
+	}
+	return string(out), err == nil
+}
+
+// With the commands of docs/audit.md cosign accepts what is signed, with the public key alone, and nothing that was changed.
+func TestAuditWithCosign(t *testing.T) {
+	t.Parallel()
+	cosign, err := env.Cosign()
+	if errors.Is(err, env.ErrUnavailable) {
+		t.Skip(err)
+	}
+	must(t, err)
+	var byHand, withCosign string
+	blocks, _ := splitPage(t, "docs/audit.md")
+	for _, b := range blocks {
+		switch {
+		case strings.Contains(b.text, "openssl pkeyutl"):
+			byHand = b.text
+		case strings.Contains(b.text, "cosign verify-blob-attestation"):
+			withCosign = b.text
+		}
+	}
+	f, rest, _ := strings.Cut(byHand, "\n")
+	name := filepath.Base(f)
+	payload, _, _ := strings.Cut(rest, "\n")
+	change := func(a *auditor, from, to string) {
+		content, err := os.ReadFile(a.path("example-backups", name))
+		must(t, err)
+		changed := bytes.Replace(content, []byte(from), []byte(to), 1)
+		if bytes.Equal(changed, content) {
+			t.Fatalf("there is no %s in %s", from, name)
+		}
+		must(t, os.WriteFile(a.path("example-backups", name), changed, 0o600))
+	}
+	another := func(a *auditor) {
+		_, public := newDSSEKey(t).files(t)
+		key, err := os.ReadFile(public)
+		must(t, err)
+		must(t, os.WriteFile(a.path("evidence.pub"), key, 0o600))
+	}
+	// The payload begins with {"_type":
+	tampered := func(a *auditor) { change(a, `"payload":"eyJfdHlwZSI6`, `"payload":"IHsidHlwZSI6`) }
+
+	for _, test := range []struct {
+		name   string
+		change func(*auditor)
+		// with replaces the last command.
+		with string
+		good bool
+	}{
+		{"as it is", func(*auditor) {}, withCosign, true},
+		{"changed", tampered, withCosign, false},
+		{"another key", another, withCosign, false},
+		{"another bucket", func(*auditor) {}, strings.Replace(withCosign, "cosign", "printf x >> subject\ncosign", 1), false},
+		{"another type", func(*auditor) {}, strings.Replace(withCosign, "evidence:v1", "evidence:v2", 1), false},
+	} {
+		a := newAuditor(t)
+		test.change(a)
+		if out, ok := a.run(cosign, f, payload, test.with); ok != test.good || ok && !strings.Contains(out, "Verified OK") {
+			t.Errorf("%s: %t, %s", test.name, ok, out)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ed25519"
+	"crypto/md5"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -160,16 +161,28 @@ func TestEvidenceOnS3(t *testing.T) {
 		private, public := key.files(t)
 		d := startDaemon(t, "--evidence", "--evidence-key="+private)
 		bucket := newName("evidence")
-		store.createBucket(t, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
+		proxy := store.proxy(t)
+		log := watchProbe(proxy)
+		writeSecret(t, secretName(buckets, bucket), store.SecretData(proxy.URL))
+		create(t, buckets, bucketObject(bucket, d.kind, providerConfig(d.kind, immutability("compliance", "96h"))))
 		waitHealthy(t, buckets, bucket)
+		// Not through the proxy.
 		args := []string{"--bucket-secret", secretFile(t, store.secret()), "--bucket", bucket}
 		awaitEvidence(t, nil, args, bucket, 1)
+		mustEqual(t, "requests for the first statement", log.operations(evidencePlace), []string{"ListObjectVersions", "PutObject"})
 		// What is weakened while a daemon that was killed is down, the next one finds; the chain goes on.
 		d.Kill()
 		store.putRetention(t, bucket, "COMPLIANCE", 1)
 		d.start(t)
-		directory := awaitEvidence(t, nil, args, bucket, 2)
+		awaitEvidence(t, nil, args, bucket, 2)
+		mustEqual(t, "requests after a restart", log.operations(evidencePlace), []string{"ListObjectVersions", "GetObject", "PutObject"})
+		store.putRetention(t, bucket, "COMPLIANCE", 9)
+		directory := awaitEvidence(t, nil, args, bucket, 3)
+		mustEqual(t, "requests for another statement", log.operations(evidencePlace), []string{"PutObject"})
 		_, all := readSigned(t, directory, key)
+		if !all[2].has("foreign") || all[2].Predicate.Policy.Days != 9 {
+			t.Errorf("the third says %+v", all[2])
+		}
 		last := all[1].Predicate
 		if !all[1].has("drift") || !all[1].has("repair") || last.Policy.Days != 4 || !last.Policy.Locked || last.VerifiedSince == nil {
 			t.Errorf("after drift it says %+v", last)
@@ -179,7 +192,7 @@ func TestEvidenceOnS3(t *testing.T) {
 		// It is as locked as the backups are.
 		versions, err := store.versions(t.Context(), bucket, evidencePlace)
 		must(t, err)
-		if len(versions) != 2 {
+		if len(versions) != 3 {
 			t.Errorf("there are the versions %q", versions)
 		}
 		name := evidencePlace + firstFile(t, directory)
@@ -410,4 +423,30 @@ func TestEvidenceGoesWithTheBucket(t *testing.T) {
 			return cmp.Or(err, errors.New("it is"))
 		})
 	}
+}
+
+// Nobody reads back what was written: the stores refuse what has another checksum than the request says.
+func TestStoresCheckWhatIsWritten(t *testing.T) {
+	t.Parallel()
+	wrong := md5.Sum([]byte("something else"))
+	sum := base64.StdEncoding.EncodeToString(wrong[:])
+	onEachStore(t, func(t *testing.T, store *s3Store) {
+		bucket := newName("checksum")
+		store.makeBucket(t, bucket, true)
+		_, err := store.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &bucket, Body: strings.NewReader("content"), ContentMD5: &sum})
+		if s3Code(err) != "BadDigest" {
+			t.Errorf("a wrong checksum: %v", err)
+		}
+	})
+	t.Run("azurite", func(t *testing.T) {
+		d := startAzureDaemon(t)
+		bucket := azureName()
+		d.createAzureBucket(t, bucket, nil)
+		if err := azure.PutChecked(t.Context(), bucket, "a", []byte("content"), sum); err == nil {
+			t.Error("a wrong checksum is accepted")
+		}
+		right := md5.Sum([]byte("content"))
+		must(t, azure.PutChecked(t.Context(), bucket, "b", []byte("content"), base64.StdEncoding.EncodeToString(right[:])))
+		checkBlobs(t, azure, bucket, "", "b")
+	})
 }

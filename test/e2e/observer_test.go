@@ -200,7 +200,7 @@ func startObserved(t *testing.T, values ...string) *observedSeed {
 	t.Helper()
 	s := startChartSeed(t, append([]string{"observe=true", "leaderElection.enabled=true"}, values...)...)
 	o := &observedSeed{chartSeed: s, providerExtension: &providerExtension{t: t, seed: s, store: store, azure: azure}, proxy: startProxy(t, minio),
-		onS3: newName("observed"), onAzure: azureName(), onGCS: newName("gcs"), entry: newName("shoot--o--s") + "--uid", bare: newName("shoot--o--n") + "--uid",
+		onS3: probedSoon(t), onAzure: azureName(), onGCS: newName("gcs"), entry: newName("shoot--o--s") + "--uid", bare: newName("shoot--o--n") + "--uid",
 		ofAzure: newName("shoot--o--z") + "--uid"}
 	ctx := t.Context()
 	for name, data := range map[string]map[string][]byte{"bucket-" + o.onS3: minio.SecretData(o.proxy.URL), "bucket-" + o.onAzure: azure.SecretData(),
@@ -281,8 +281,8 @@ func (o *observedSeed) versions() map[string]string {
 	return all
 }
 
-// checkNothingWritten reads what the API server, the proxy and Azure say that the observer has asked for.
-func (o *observedSeed) checkNothingWritten() {
+// checkAPI reads what the API server says that the observer has asked for.
+func (o *observedSeed) checkAPI() {
 	t := o.chartSeed.t
 	t.Helper()
 	for _, r := range o.requests("bucketwarden") {
@@ -295,6 +295,13 @@ func (o *observedSeed) checkNothingWritten() {
 			t.Errorf("the observer has written: %s %+v", r.Verb, about)
 		}
 	}
+}
+
+// checkNothingWritten reads what the API server, the proxy and Azure say that the observer has asked for.
+func (o *observedSeed) checkNothingWritten() {
+	t := o.chartSeed.t
+	t.Helper()
+	o.checkAPI()
 	for operation, n := range o.proxy.Counts() {
 		if !strings.HasPrefix(operation, "Get") && !strings.HasPrefix(operation, "List") && operation != "HeadBucket" {
 			t.Errorf("the observer has asked the store for %d %s", n, operation)
@@ -435,6 +442,55 @@ func TestObserverEvidence(t *testing.T) {
 		}
 	}
 	o.checkNothingWritten()
+	mustEqual(t, "versions of all objects", o.versions(), before)
+}
+
+// With --probe the only objects that it writes, and attacks, are canaries of its own, as the log of a proxy says; what the audit log of
+// the API server says is as without. What the attacks came to is in metrics and evidence.
+func TestObserverProbes(t *testing.T) {
+	t.Parallel()
+	o := startObserved(t, "probe=true")
+	before := o.versions()
+	backups, err := store.versions(t.Context(), o.onS3, "shoot--")
+	must(t, err)
+	log := watchProbe(o.proxy)
+	private, public := newDSSEKey(t).files(t)
+	directory := t.TempDir()
+	o.observe("--probe", "--evidence", "--evidence-directory="+directory, "--evidence-key="+private)
+	// The credentials of the bucket and of its entries are the same: one round counts for both.
+	for _, credentials := range []string{"bucket", "entry"} {
+		o.observer.awaitValue(t, 4, "bucketwarden_backupbucket_probe_attacks", "bucket="+o.onS3, "credentials="+credentials, "outcome="+byLock)
+		o.observer.awaitValue(t, 0, "bucketwarden_backupbucket_probe_attacks", "bucket="+o.onS3, "credentials="+credentials, "outcome="+done)
+		if at := o.observer.value(t, "bucketwarden_backupbucket_probe_timestamp_seconds", "bucket="+o.onS3, "credentials="+credentials); at == 0 {
+			t.Errorf("the lock is not proven with the credentials of the %s", credentials)
+		}
+	}
+	eventually(t, "the evidence tells of the attacks", func(context.Context) error {
+		out, _ := runCommand(t, []string{"KUBECONFIG=/nonexistent"}, 0, "evidence", "show", "-f", filepath.Join(directory, o.onS3), "--key", public, "-o",
+			"json")
+		if n := strings.Count(out, `"refused by the lock"`); n < 8 {
+			return fmt.Errorf("it tells of %d", n)
+		}
+		return nil
+	})
+	changes := map[string]int{}
+	for _, r := range log.take() {
+		if strings.HasPrefix(r.Operation, "Get") || strings.HasPrefix(r.Operation, "List") || r.Operation == "HeadBucket" {
+			continue
+		}
+		if changes[r.Operation]++; r.Bucket != o.onS3 || !strings.HasPrefix(r.Key, probePrefix+"canary-") {
+			t.Errorf("the observer names something else in a request that changes: %+v", r)
+		}
+	}
+	if want := map[string]int{"PutObject": 1, "DeleteObject": 4, "PutObjectRetention": 3}; !maps.Equal(changes, want) {
+		t.Errorf("the requests that change something are %v, want %v", changes, want)
+	}
+	after, err := store.versions(t.Context(), o.onS3, "")
+	must(t, err)
+	if len(after) != len(backups)+1 {
+		t.Errorf("there are %q, before there were %q", after, backups)
+	}
+	o.checkAPI()
 	mustEqual(t, "versions of all objects", o.versions(), before)
 }
 

@@ -212,7 +212,7 @@ func documentedRoles(t *testing.T) (roles []documentedRole) {
 		}
 		roles = append(roles, role)
 	}
-	if len(roles) != 6 {
+	if len(roles) != 7 {
 		t.Fatalf("docs/security.md has %d roles", len(roles))
 	}
 	return roles

@@ -62,6 +62,16 @@ func (l *probeLog) take() []env.Request {
 	return requests
 }
 
+// operations are those of the requests so far about keys with a prefix. All are forgotten.
+func (l *probeLog) operations(prefix string) (operations []string) {
+	for _, r := range l.take() {
+		if strings.HasPrefix(r.Key+r.Prefix, prefix) {
+			operations = append(operations, r.Operation)
+		}
+	}
+	return operations
+}
+
 // checkInside checks that no request has named anything but canaries.
 func checkInside(t *testing.T, requests []env.Request) {
 	t.Helper()
@@ -298,4 +308,32 @@ func TestDaemonProbes(t *testing.T) {
 	if !strings.Contains(out, "PROVEN") || !slices.Contains(strings.Fields(out), "True") {
 		t.Error(out)
 	}
+}
+
+// The additions to the observer's policy in docs/security.md are all that the probe needs on AWS, as MinIO enforces them, and it uses
+// each of them. That it may not bypass governance is part of the attack.
+func TestProbePermissions(t *testing.T) {
+	t.Parallel()
+	policy := newS3Policy(t, documentedRoles(t)[6].allowed())
+	own := startMinIO(t, env.MinIOOptions{PolicyURL: policy.URL})
+	store := newS3Store("minio", &own.S3Server)
+	bucket := newName("probe")
+	store.makeBucket(t, bucket, true)
+	store.putRetention(t, bucket, "COMPLIANCE", 1)
+	policy.enforced.Store(true)
+	got, _ := runProbe(t, nil, 0, "--bucket-secret", secretFile(t, store.secret()), "--bucket", bucket)
+	mustEqual(t, "outcomes", got, map[string]string{"delete": byLock, "shorten": byLock, "shorten-bypass": byLock, "delete-bypass": byLock})
+	policy.mu.Lock()
+	defer policy.mu.Unlock()
+	// With each PutObject MinIO asks whether there might be a legal hold, with each bypass whether it is permitted.
+	for _, unneeded := range []string{"s3:PutObjectLegalHold", "s3:BypassGovernanceRetention"} {
+		delete(policy.asked, unneeded)
+		delete(policy.denied, unneeded)
+	}
+	if len(policy.denied) > 0 {
+		t.Errorf("denied: %q", slices.Collect(maps.Keys(policy.denied)))
+	}
+	// MinIO asks for one action where AWS has another one if a version is named.
+	policy.asked["s3:DeleteObjectVersion"] = policy.asked["s3:DeleteObject"]
+	checkActions(t, "the policy of a probe on AWS", policy.allowed, slices.Collect(maps.Keys(policy.asked)))
 }

@@ -88,24 +88,33 @@ type builder struct {
 	lock     *os.File
 }
 
+// cacheDirectory is $BUCKETWARDEN_CACHE, by default bucketwarden in the user's cache directory.
+func cacheDirectory() (string, error) {
+	cache := os.Getenv("BUCKETWARDEN_CACHE")
+	if cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("finding the cache directory, which BUCKETWARDEN_CACHE can set: %w", err)
+		}
+		cache = filepath.Join(user, "bucketwarden")
+	}
+	absolute, err := filepath.Abs(cache)
+	if err != nil {
+		return "", fmt.Errorf("finding the cache directory: %w", err)
+	}
+	return absolute, nil
+}
+
 func newBuilder(ctx context.Context, progress io.Writer) (*builder, error) {
 	module, err := moduleDirectory()
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{module: module, progress: progress, cache: os.Getenv("BUCKETWARDEN_CACHE")}
-	if b.cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("finding the cache directory, which BUCKETWARDEN_CACHE can set: %w", err)
-		}
-		b.cache = filepath.Join(user, "bucketwarden")
-	}
-	cache, err := filepath.Abs(b.cache)
+	cache, err := cacheDirectory()
 	if err != nil {
-		return nil, fmt.Errorf("finding the cache directory: %w", err)
+		return nil, err
 	}
-	b.cache = cache
+	b := &builder{module: module, progress: progress, cache: cache}
 	if err := os.MkdirAll(b.cache, 0o755); err != nil {
 		return nil, fmt.Errorf("making the cache directory: %w", err)
 	}
