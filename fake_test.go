@@ -524,7 +524,9 @@ func (h *harness) pass(ctx context.Context, reconcile reconcileFunc, name string
 	h.trace, h.recorder.events = nil, nil
 	h.core.ClearActions()
 	h.dyn.ClearActions()
-	ctx = context.WithValue(ctx, passContext{}, &pass{})
+	if passOf(ctx) == nil {
+		ctx = context.WithValue(ctx, passContext{}, &pass{})
+	}
 	wait, err := reconcile(klog.NewContext(ctx, klog.New(harnessLogs{h.t})), cache.ObjectName{Name: name}, wanted)
 	if after := harnessJSON(h.t, cached); after != before {
 		h.t.Errorf("the pass changed the cache from\n%s\nto\n%s", before, after)

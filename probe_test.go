@@ -28,6 +28,8 @@ type probeWorld struct {
 	// status is what a missing permission is answered with, 403 if it is 0; attack changes the answers to attacks.
 	status int
 	attack func(error) error
+	// unversioned says that delete markers have no version of their own.
+	unversioned bool
 }
 
 func newProbeWorld(t *testing.T, policy Policy) *probeWorld {
@@ -105,6 +107,9 @@ func (s *probeStore) attack(ctx context.Context, name string, v version, until t
 
 func (s *probeStore) mark(ctx context.Context, key string) (v version, err error) {
 	err = s.ask("mark", key, func() error { v, err = s.memoryStore.mark(ctx, key); return err })
+	if s.w.unversioned {
+		v.id = ""
+	}
 	return v, err
 }
 
@@ -178,11 +183,13 @@ func TestProbeOutcomes(t *testing.T) {
 		lies   bool
 		status int
 		attack func(error) error
-		want   string
-		detail string // of the last attack
-		proven bool
-		calls  int
-		left   int
+		// unversioned: delete markers have no version.
+		unversioned bool
+		want        string
+		detail      string // of the last attack
+		proven      bool
+		calls       int
+		left        int
 	}{
 		{name: "locked", policy: lockedPolicy(7), want: held, detail: "these credentials may do that to what is not locked", proven: true,
 			calls: 10, left: 1},
@@ -209,13 +216,16 @@ func TestProbeOutcomes(t *testing.T) {
 		{name: "a store that names the lock, as a conflict", policy: lockedPolicy(7), want: held, proven: true, calls: 7, left: 1,
 			detail: "the store names the lock as the reason",
 			attack: func(error) error { return &refusedError{errLocked, unavailable} }},
+		{name: "without versions there is nothing to delete", policy: lockedPolicy(7), unversioned: true,
+			want:   "delete other, shorten other, shorten-bypass other, delete-bypass other",
+			detail: "the control does not work: the bucket has no versions", calls: 8, left: 1},
 		{name: "a store that lies", lies: true, want: "delete other, delete-bypass other",
 			detail: "the store says that it is deleted, and it is still there", calls: 7, left: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newProbeWorld(t, test.policy)
-				w.server.lies, w.status, w.attack = test.lies, test.status, test.attack
+				w.server.lies, w.status, w.attack, w.unversioned = test.lies, test.status, test.attack, test.unversioned
 				store := w.store(test.may)
 				result, err := w.round(store, store)
 				if err != nil {
@@ -232,6 +242,11 @@ func TestProbeOutcomes(t *testing.T) {
 				}
 				if canaries, _ := w.stored(); canaries != test.left {
 					t.Errorf("%d canaries are left, want %d", canaries, test.left)
+				}
+				for _, v := range w.server.buckets["b"].versions {
+					if known := w.canaries.current; v.key == known.key && !v.marker && !v.until.Equal(known.until) {
+						t.Errorf("the canary is retained until %v, and %v is remembered", v.until, known.until)
+					}
 				}
 				w.check()
 			})
