@@ -241,6 +241,20 @@ func (b *suiteBucket) wantObjects(want ...string) {
 	}
 }
 
+// tryRemove tries to delete a version as whoever deletes does: again if the store has to be asked in another way first, or closes the
+// connection without an answer, as Ceph does now and then.
+func (b *suiteBucket) tryRemove(objects versions, v version) removal {
+	b.t.Helper()
+	for attempt := 0; ; attempt++ {
+		answers, err := objects.remove(b.t.Context(), []version{v})
+		if again := isTransient(err) || err == nil && answers[0].outcome == removalUntried; again && attempt < 3 {
+			continue
+		}
+		b.must(err)
+		return answers[0]
+	}
+}
+
 // purge purges with the credentials of the BackupBucket, or with those of an entry.
 func (b *suiteBucket) purge(objects versions, prefix string, want PurgeResult) {
 	b.t.Helper()

@@ -14,14 +14,14 @@ import (
 // TestStoreSeam runs the acceptance suite of the stores, which is in the package of the
 // daemon, against each real S3 server, and an Azure of its own: the suite moves its clock.
 func TestStoreSeam(t *testing.T) {
-	t.Parallel()
+	// Not in parallel: the suite loads the stores by itself, and a batch of deletions on Ceph has to end in time.
 	azure, err := env.StartAzure(t.Context(), env.AzureOptions{Azurite: binaries.Azurite})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(azure.Stop)
 	servers, missing := map[string]map[string][]byte{}, map[string]bool{"azure": true}
-	// Not onEachStore: its parallel subtests would wait until all tests that run in parallel have begun, and the suite with them.
+	// Not onEachStore: its parallel subtests would begin when this one has ended.
 	for _, s := range s3Stores {
 		t.Run(s.name, func(t *testing.T) {
 			store := newS3Store(s.name, s.plain(t))
