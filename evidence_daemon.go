@@ -77,7 +77,7 @@ type evidenceHead struct {
 	sure bool
 	// tried is when the last attempt to write a statement began.
 	tried time.Time
-	// strangers are objects that are none of our statements, or an old one.
+	// strangers are objects that are none of our statements, or a copy of one.
 	strangers map[string]bool
 }
 
@@ -378,19 +378,24 @@ func (w *evidenceWriter) find(ctx context.Context, objects evidencePlace, keys e
 		if err != nil {
 			return err
 		}
+		digest := evidenceDigest(content)
 		statement, key, err := openEnvelope(content, keys.public())
-		if err == nil && statement.Predicate.Bucket.Name != bucket {
-			// One key signs for all buckets, and whoever may write here can copy what is said of another one.
+		switch {
+		case err != nil:
+		// Whoever may write here can copy what is said of another bucket, since one key signs for all, or an old statement to a later
+		// name, from where the chain would go on a second time.
+		case statement.Predicate.Bucket.Name != bucket:
 			err = fmt.Errorf("it tells of bucket %q", statement.Predicate.Bucket.Name)
+		case candidate.key != evidencePrefix+evidenceName(&statement.Predicate, digest):
+			err = fmt.Errorf("it is a copy of number %d", statement.Predicate.Sequence)
 		}
-		if err != nil || statement.Predicate.Sequence <= h.sequence {
-			if h.strangers[name] = true; err != nil {
-				klog.FromContext(ctx).Info("There is something in the place of evidence that is none of ours", "object",
-					shortened(oneLine(candidate.key)), "reason", err.Error())
-			}
+		if err != nil {
+			h.strangers[name] = true
+			klog.FromContext(ctx).Info("There is something in the place of evidence that is none of ours", "object",
+				shortened(oneLine(candidate.key)), "reason", err.Error())
 			continue
 		}
-		h.sequence, h.digest, h.evidence = statement.Predicate.Sequence, evidenceDigest(content), statement.Predicate.forget()
+		h.sequence, h.digest, h.evidence = statement.Predicate.Sequence, digest, statement.Predicate.forget()
 		h.key = slices.IndexFunc(keys, func(k ed25519.PrivateKey) bool { return publicOf(k).Equal(key) })
 		if first {
 			return nil

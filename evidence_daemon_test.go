@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -451,6 +452,57 @@ func TestEvidenceBehindManyStrangers(t *testing.T) {
 	})
 }
 
+// What is too large to be a statement is not read.
+func TestEvidenceBehindLargeStrangers(t *testing.T) {
+	withEvidence(t, func(h *evidenceHarness) {
+		for i := range maxEvidenceTries + 1 {
+			h.cloud.buckets["b"].objects[fmt.Sprintf("%s%010d-2026-01-03-%s.json", evidencePrefix, 100+i, strings.Repeat("a", 32))] =
+				memObject{content: []byte("x"), size: maxEvidence + 1}
+		}
+		errs := h.live(0)
+		if verified, _, _ := readEvidence(eachStored(h.stored()), evidenceQuery{keys: h.keys.public()}); len(verified) != 1 || len(errs) > 0 {
+			t.Errorf("%d statements, %v", len(verified), errs)
+		}
+	})
+}
+
+// An old statement that somebody has copied to the name of a later one is not the newest: the chain goes on behind that.
+func TestEvidenceOfCopies(t *testing.T) {
+	for _, restart := range []bool{true, false} {
+		for _, place := range []string{"%010[1]d-2026-01-03-" + strings.Repeat("a", 32) + ".json", "00000010%02[1]d/%[2]s"} {
+			withEvidence(t, func(h *evidenceHarness) {
+				h.live(50 * time.Hour)
+				stored := h.stored()
+				n := len(stored)
+				for _, behind := range []int{1, 1000} {
+					key := evidencePrefix + fmt.Sprintf(place, n+behind, path.Base(stored[0].name))
+					h.cloud.buckets["b"].objects[key] = memObject{content: stored[0].content, size: int64(len(stored[0].content))}
+				}
+				if restart {
+					h.restart()
+				} else {
+					h.cloud.fail["written"] = unavailable
+					h.live(25 * time.Hour)
+					delete(h.cloud.fail, "written")
+				}
+				h.live(50 * time.Hour)
+				verified, _, _ := readEvidence(eachStored(h.stored()), evidenceQuery{keys: h.keys.public()})
+				numbers := map[int64]bool{}
+				for _, v := range verified {
+					if number := v.Statement.Sequence; numbers[number] && number != 1 {
+						t.Errorf("restart %t, %s: there are two statements with number %d", restart, place, number)
+					} else {
+						numbers[number] = true
+					}
+				}
+				if len(numbers) < n+2 {
+					t.Errorf("restart %t, %s: %d statements, before there were %d", restart, place, len(numbers), n)
+				}
+			})
+		}
+	}
+}
+
 // What the same key has signed about another bucket, and somebody has copied, is no part of the chain: the bucket is not verified since
 // the other one was.
 func TestEvidenceOfAnotherBucket(t *testing.T) {
@@ -460,10 +512,10 @@ func TestEvidenceOfAnotherBucket(t *testing.T) {
 			h.live(2 * time.Hour)
 			n := len(h.stored())
 			since, now := begun.Add(-1000*time.Hour).UTC(), time.Now().UTC()
-			content := signedBy(t, testEvidenceKey(1), evidence{Sequence: int64(n + 1), Reason: evidenceDaily, Time: now, Observed: &now,
-				VerifiedSince: &since, Policy: statedPolicy(locked4d), Record: statedPolicy(locked4d), Bucket: evidenceBucket{Name: "other"}})
-			h.cloud.buckets["b"].objects[fmt.Sprintf("%s%010d-2026-01-03-%s.json", evidencePrefix, n+1, strings.Repeat("a", 32))] =
-				memObject{content: content, size: int64(len(content))}
+			e := evidence{Sequence: int64(n + 1), Reason: evidenceDaily, Time: now, Observed: &now, VerifiedSince: &since,
+				Policy: statedPolicy(locked4d), Record: statedPolicy(locked4d), Bucket: evidenceBucket{Name: "other"}}
+			content := signedBy(t, testEvidenceKey(1), e)
+			h.cloud.buckets["b"].objects[evidencePrefix+evidenceName(&e, evidenceDigest(content))] = memObject{content: content, size: int64(len(content))}
 			if restart {
 				h.restart()
 			}

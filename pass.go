@@ -23,7 +23,7 @@ type pass struct {
 	atStore bool
 	// leading says why this replica must not change anything any more; nil if it always may.
 	leading func() error
-	// ahead is how far our clock was ahead of that of the store that has answered last; nil if that one did not tell its time.
+	// ahead is how far our clock was ahead of a store's, as its last answer with a time has told; nil if none has.
 	ahead atomic.Pointer[time.Duration]
 }
 
@@ -40,14 +40,13 @@ func (p *pass) hear(date string) {
 	if p == nil {
 		return
 	}
-	p.ahead.Store(nil)
 	if at, err := http.ParseTime(date); err == nil {
 		ahead := time.Since(at)
 		p.ahead.Store(&ahead)
 	}
 }
 
-// clock is how far our clock is ahead of that of the store that has answered last; nil if that is not known.
+// clock is how far our clock is ahead of the store's; nil if no answer has told its time.
 func (p *pass) clock() *time.Duration {
 	if p == nil {
 		return nil

@@ -146,10 +146,10 @@ func (p *prober) gone(bucket string) {
 	p.metrics.forgetProbe(bucket)
 }
 
-// probeable says that a bucket is ours, ready, and stays.
+// probeable says that a bucket is ready, and not about to come from another seed.
 func (p *prober) probeable(b *backupBucket) bool {
-	return p.scope.responsible(&b.object) && b.decodeErr == nil && b.DeletionTimestamp == nil && b.hasFinalizer(finalizerBackupBucket) &&
-		!b.neverReady() && b.specObserved() && b.operation() != operationWaitForState
+	return b.decodeErr == nil && b.hasFinalizer(finalizerBackupBucket) && !b.neverReady() && b.specObserved() &&
+		b.operation() != operationWaitForState
 }
 
 // reconcile makes a round of attacks on a bucket if it is due: at most 3 requests to the API server beside those to the store.
@@ -295,10 +295,7 @@ func (p *prober) writeCondition(ctx context.Context, b *backupBucket, c conditio
 	if live.DeletionTimestamp != nil || live.decodeErr != nil {
 		return nil
 	}
-	conditions, changed := mergeConditions(live.Conditions, time.Now(), c)
-	if !changed {
-		return nil
-	}
+	conditions, _ := mergeConditions(live.Conditions, time.Now(), c) // its message has the time of the round
 	_, err = p.resource.patch(ctx, &live.object, map[string]any{"metadata": map[string]any{"resourceVersion": live.ResourceVersion},
 		"status": map[string]any{"conditions": conditions}}, "status")
 	return ignoreNotFound(err)

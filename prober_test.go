@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -17,20 +18,27 @@ import (
 type probeHarness struct {
 	*harness
 	server *memoryServer
+	store  *probeProvider
 	prober *prober
 }
 
-// probeProvider is a memoryProvider that opens buckets of any name.
-type probeProvider struct{ *memoryProvider }
+// probeProvider is a memoryProvider that opens buckets of any name, unless it fails.
+type probeProvider struct {
+	*memoryProvider
+	fail error
+}
 
 func (p *probeProvider) openObjects(ref bucketRef, credentials map[string][]byte) (Objects, error) {
+	if p.fail != nil {
+		return nil, p.fail
+	}
 	return &memoryStore{p.memoryProvider, ref, string(credentials[memoryKey])}, nil
 }
 
 func newProbeHarness(t *testing.T, policy Policy) *probeHarness {
 	h := &probeHarness{harness: newHarness(t), server: newMemoryServer()}
-	store := &probeProvider{&memoryProvider{h.server, h.metrics}}
-	h.scope.providers = map[string]provider{"aws": store}
+	h.store = &probeProvider{memoryProvider: &memoryProvider{h.server, h.metrics}}
+	h.scope.providers = map[string]provider{"aws": h.store}
 	h.server.key = secretMarker + "-key"
 	h.server.buckets["b"] = &memoryBucket{region: "eu-1", policy: policy}
 	queue, checks := newCalmController(t, resourceProbes, h.metrics), newCalmController(t, resourceChecks, h.metrics)
@@ -98,7 +106,12 @@ func TestProberDay(t *testing.T) {
 		h := newProbeHarness(t, locked4d)
 		h.putBucket(true, withPolicy(locked4d), withRecord(locked4d))
 		h.putEntry(testEntry, true)
+		h.buckets.evidence = newEvidenceLog()
+		h.buckets.evidence.saw("b", BucketState{Exists: true, Policy: locked4d}, locked4d, time.Hour, nil)
 		h.next()
+		if notes, _ := h.buckets.evidence.get("b"); len(notes.probe) != 8 {
+			t.Errorf("the evidence has heard of %+v", notes.probe)
+		}
 		h.wantTrace("get secrets garden/bucket-b", "get secrets garden/entry", "get backupbuckets b", "status backupbuckets b <nil> <nil> +conditions")
 		at := float64(time.Now().Unix())
 		h.wantShown(map[string]float64{"timestamp_seconds bucket": at, "timestamp_seconds entry": at,
@@ -139,7 +152,6 @@ func TestProberDay(t *testing.T) {
 	})
 }
 
-// Other credentials of entries take turns with those of the bucket. What they may not do proves nothing, and takes no proof away.
 // Of a bucket of others nothing is written to the API server, and what it was seen to have counts.
 func TestProberObserves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -150,20 +162,14 @@ func TestProberObserves(t *testing.T) {
 			withLast(operationTypeReconcile, stateSucceeded, "done"), withPolicy(locked4d)))
 		h.putSecret("garden", "bucket-b", map[string][]byte{memoryKey: []byte(h.server.key)})
 		h.next()
-		if _, err := h.probe(); err != nil {
-			t.Fatal(err)
-		}
-		for _, line := range h.trace {
-			if !strings.HasPrefix(line, "get ") && !strings.HasPrefix(line, "store ") {
-				t.Errorf("it did %s", line)
-			}
-		}
+		h.wantTrace("get secrets garden/bucket-b")
 		if last := h.prober.probes.last("b"); len(last) != 1 || !last[0].proven() {
 			t.Errorf("found %+v", last)
 		}
 	})
 }
 
+// Other credentials of entries take turns with those of the bucket. What they may not do proves nothing, and takes no proof away.
 func TestProberTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newProbeHarness(t, locked4d)
@@ -273,7 +279,78 @@ func TestProberFails(t *testing.T) {
 		if c := h.conditionOf(conditionProven); c["status"] != "True" {
 			t.Error(c)
 		}
+
+		// Whose key is not accepted has its keys looked at.
+		h.prober.keys.published("b", nil)
+		h.store.fail = &storeError{code: codeRetryableConfiguration, err: fmt.Errorf("the key: %w", errKeyRejected)}
+		time.Sleep(probeInterval * 3 / 2)
+		if wait, err = h.probe(); wait != probeRetry || !errors.Is(err, errKeyRejected) {
+			t.Errorf("not accepted: %s, %v", wait, err)
+		}
+		if got := queued(h.buckets.resource.controller); !slices.Equal(got, []string{"b"}) {
+			t.Errorf("to be verified: %q", got)
+		}
+
+		// One that is being deleted while it is attacked is not written to any more.
+		h.store.fail = nil
+		time.Sleep(probeRetry)
+		before := h.conditionOf(conditionProven)
+		h.on("get", "backupbuckets", 1, func() error {
+			h.edit(bucketsGVR, "b", deleting)
+			return nil
+		})
+		if _, err = h.probe(); err != nil {
+			t.Error(err)
+		}
+		if got := h.conditionOf(conditionProven); !maps.Equal(got, before) {
+			t.Errorf("the condition was written: %v", got)
+		}
 	})
+}
+
+// Only what is ready is probed.
+func TestProbeable(t *testing.T) {
+	for name, edits := range map[string][]editObject{
+		"ready":                        nil,
+		"never ready":                  {withLast(operationTypeCreate, stateError, "failed")},
+		"without a finalizer":          {func(u *unstructured.Unstructured) { u.SetFinalizers(nil) }},
+		"with a spec that is not seen": {set(int64(0), "status", "observedGeneration"), set(int64(7), "metadata", "generation")},
+		"that waits for its state":     {withOperation(operationWaitForState)},
+		"that cannot be read":          {set(int64(7), "spec", "region")},
+		"that is reconciled once more": {withOperation(operationReconcile)},
+	} {
+		h := newProbeHarness(t, locked4d)
+		h.putBucket(true, append([]editObject{withPolicy(locked4d), withRecord(locked4d)}, edits...)...)
+		want := len(edits) == 0 || name == "that is reconciled once more"
+		if got := h.prober.probeable(decodeBucket(h.get(bucketsGVR, "b"))); got != want {
+			t.Errorf("a bucket %s is probed: %t", name, got)
+		}
+	}
+}
+
+// An attack that succeeded counts whatever else is proven, and a proof is not undone by what proves nothing.
+func TestProvenCondition(t *testing.T) {
+	held := probeResult{retained: true, attacks: []probeAttack{{name: attackDelete, outcome: refusedByLock}}}
+	broken := probeResult{retained: true, attacks: []probeAttack{{name: attackDelete, outcome: attackSucceeded}}}
+	nothing := probeResult{retained: true, attacks: []probeAttack{{name: attackDelete, outcome: refusedOtherwise}}}
+	open := probeResult{attacks: []probeAttack{{name: attackDelete, outcome: refusedOtherwise}}}
+	for _, test := range []struct {
+		last           []probeResult
+		status, reason string
+	}{
+		{[]probeResult{held, broken}, "False", reasonProbeSucceeded},
+		{[]probeResult{broken, held}, "False", reasonProbeSucceeded},
+		{[]probeResult{broken, open}, "False", reasonProbeSucceeded},
+		{[]probeResult{held, nothing}, "True", reasonProbeRefused},
+		{[]probeResult{nothing, held}, "True", reasonProbeRefused},
+		{[]probeResult{held, open}, "True", reasonProbeRefused},
+		{[]probeResult{nothing, open}, "False", reasonProbeUnlocked},
+		{[]probeResult{nothing, nothing}, "Unknown", reasonProbeNothing},
+	} {
+		if c := provenCondition(test.last); c.Status != test.status || c.Reason != test.reason {
+			t.Errorf("%+v: %s, %s; want %s, %s", test.last, c.Status, c.Reason, test.status, test.reason)
+		}
+	}
 }
 
 // Each bucket has a time of the day of its own, and a start attacks nothing.

@@ -419,24 +419,31 @@ func TestKeepAfterGrowth(t *testing.T) {
 	})
 }
 
+// grow has a bucket grow to 14 days in which an entry has a chain of so many snapshots: the first was stored then.
+func (h *keepHarness) grow(many int) (first time.Time, newest *version) {
+	h.t.Helper()
+	h.add(keepEntry)
+	h.edit(entriesGVR, keepEntry, lockedEntry)
+	h.verify()
+	h.look(keepEntry)
+	first = h.write(keepEntry, true).created
+	for range many - 1 {
+		newest = h.write(keepEntry, false)
+		time.Sleep(time.Second)
+	}
+	// What is younger than an upload may take is asked about once more.
+	time.Sleep(uploadTime)
+	h.verify()
+	h.ask(Policy{Days: 14, Locked: true})
+	h.verify()
+	return first, newest
+}
+
 // A growth with many versions: one request for each, in passes that keep nobody waiting, and few others.
 func TestKeepAfterGrowthMany(t *testing.T) {
 	const many, lockedUntil = 4000, "bucketwarden_backupentry_chain_locked_until_timestamp_seconds"
 	keepTest(t, 4, func(t *testing.T, h *keepHarness) {
-		h.add(keepEntry)
-		h.edit(entriesGVR, keepEntry, lockedEntry)
-		h.verify()
-		h.look(keepEntry)
-		first := h.write(keepEntry, true).created
-		for range many - 1 {
-			h.write(keepEntry, false)
-			time.Sleep(time.Second)
-		}
-		// What is younger than an upload may take is asked about once more.
-		time.Sleep(uploadTime)
-		h.verify()
-		h.ask(Policy{Days: 14, Locked: true})
-		h.verify()
+		first, _ := h.grow(many)
 		clear(h.asked)
 		begun, passes := time.Now(), 0
 		for {

@@ -43,20 +43,7 @@ func TestKeepTellsTheLock(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			keepTest(t, 4, func(t *testing.T, h *keepHarness) {
-				h.add(keepEntry)
-				h.edit(entriesGVR, keepEntry, lockedEntry)
-				h.verify()
-				h.look(keepEntry)
-				first := h.write(keepEntry, true).created
-				var newest *version
-				for range many - 1 {
-					newest = h.write(keepEntry, false)
-					time.Sleep(time.Second)
-				}
-				time.Sleep(uploadTime)
-				h.verify()
-				h.ask(Policy{Days: 14, Locked: true})
-				h.verify()
+				first, newest := h.grow(many)
 				extensions, down := 0, c.deny == http.StatusServiceUnavailable
 				h.refuse = func(operation string) int {
 					if operation != "ExtendVersion" {
